@@ -1,0 +1,1 @@
+"""Black-hole binaries: p(M0, M1 | Z, alpha)."""

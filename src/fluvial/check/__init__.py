@@ -1,0 +1,1 @@
+"""Checks: arrays in, results with uncertainty and verdict out."""

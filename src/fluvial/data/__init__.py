@@ -1,0 +1,1 @@
+"""Tables in: columns, readers, splits, batches, and column transforms."""
