@@ -1,0 +1,16 @@
+"""Flows: architectures built from core and nets."""
+
+from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
+from fluvial.flows.build import ARCHITECTURES, build_flow
+from fluvial.flows.coupling import CouplingSpline
+from fluvial.flows.flow import ConditionalFlow, FlowDistribution
+
+__all__ = [
+    "ARCHITECTURES",
+    "MAF",
+    "AutoregressiveSpline",
+    "ConditionalFlow",
+    "CouplingSpline",
+    "FlowDistribution",
+    "build_flow",
+]

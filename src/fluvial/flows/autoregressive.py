@@ -1,0 +1,131 @@
+r"""Masked autoregressive flows: every coordinate is mapped given those before it and the context.
+
+.. math:: z_i = \tau(x_i; h_i(x_{<i}, c)), \qquad \log|\det| = \sum_i \log |\partial \tau / \partial x_i|
+
+One pass of the network gives the density; a draw takes one pass a coordinate. (Papamakarios, Pavlakou & Murray 2017,
+arXiv:1705.07057; with splines: Durkan et al. 2019, arXiv:1906.04032.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fluvial.core import Bijection, Chain
+from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.mixing import Mixing, mixing_between
+from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
+from fluvial.nets import MLP
+
+
+class Autoregressive(Bijection):
+    """One autoregressive step over ``dim`` coordinates in their given order."""
+
+    def __init__(self, dim: int, context: int, transformer: Transformer, **network):
+        super().__init__()
+        self.transformer = transformer
+        degrees = torch.arange(dim).repeat_interleave(transformer.size).tolist()
+        self.conditioner = MLP(dim, context, dim * transformer.size, output_degrees=degrees, **network)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map all coordinates in one pass of the network."""
+        z, log_slope = self.transformer(x, self._steer(x, context))
+        return z, log_slope.sum(-1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Find the coordinates one after the other, each from a pass of the network over those already found."""
+        x = torch.zeros_like(z)
+        known: list[Tensor] = []
+        logdet = z.new_zeros(z.shape[:-1])
+        for i in range(z.shape[-1]):
+            parameters = self._steer(x, context)[..., i, :]
+            value, log_slope = self.transformer(z[..., i], parameters, inverse=True)
+            known.append(value)
+            logdet = logdet + log_slope
+            x = torch.cat((torch.stack(known, -1), z.new_zeros((*z.shape[:-1], z.shape[-1] - i - 1))), -1)
+        return x, logdet
+
+    def _steer(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self.conditioner(x, context).unflatten(-1, (x.shape[-1], self.transformer.size))
+
+
+class MAF(ConditionalFlow):
+    """Masked autoregressive flow with affine steps.
+
+    Parameters
+    ----------
+    targets, context : int
+        Numbers of targets and of context columns.
+    steps : int
+        Autoregressive steps, with ``mixing`` between them.
+    width, depth, residual, activation
+        The conditioner of each step; see :class:`fluvial.nets.MLP`.
+    mixing : str
+        ``reverse``, ``permutation``, ``lu`` or ``none``.
+    """
+
+    def __init__(
+        self,
+        targets: int,
+        context: int = 0,
+        *,
+        steps: int = 8,
+        width: int = 128,
+        depth: int = 2,
+        residual: bool = False,
+        activation: str = "silu",
+        mixing: Mixing = "reverse",
+    ):
+        network = {"width": width, "depth": depth, "residual": residual, "activation": activation}
+        super().__init__(
+            _chain(targets, context, steps, AffineTransformer(), mixing, network),
+            targets=targets,
+            context=context,
+        )
+
+
+class AutoregressiveSpline(ConditionalFlow):
+    """Autoregressive flow whose steps are rational-quadratic splines; the default for few targets.
+
+    Parameters
+    ----------
+    targets, context, steps, width, depth, residual, activation, mixing
+        As for :class:`MAF`.
+    bins : int
+        Bins of every spline.
+    bound : float
+        The splines' box is ±bound, in standard deviations of the transformed targets.
+    """
+
+    def __init__(
+        self,
+        targets: int,
+        context: int = 0,
+        *,
+        steps: int = 2,
+        width: int = 128,
+        depth: int = 2,
+        residual: bool = False,
+        activation: str = "silu",
+        mixing: Mixing = "reverse",
+        bins: int = 32,
+        bound: float = 5.0,
+    ):
+        network = {"width": width, "depth": depth, "residual": residual, "activation": activation}
+        check_sizes(bins=bins)
+        transformer = SplineTransformer(bins, bound)
+        super().__init__(
+            _chain(targets, context, steps, transformer, mixing, network), targets=targets, context=context
+        )
+
+
+def _chain(
+    targets: int, context: int, steps: int, transformer: Transformer, mixing: Mixing, network: dict
+) -> Chain:
+    check_sizes(targets=targets, context=context, steps=steps, width=network["width"], depth=network["depth"])
+    bijections: list[Bijection] = []
+    for step in range(steps):
+        if step:
+            bijections += mixing_between(mixing, targets, step)
+        bijections.append(Autoregressive(targets, context, transformer, **network))
+    return Chain(bijections)

@@ -1,0 +1,101 @@
+r"""Coupling flows: one part of the coordinates steers the map of the other, so both directions take one pass.
+
+.. math:: z_a = x_a, \qquad z_b = \tau(x_b; h(x_a, c))
+
+(Dinh, Sohl-Dickstein & Bengio 2017, arXiv:1605.08803; with splines: Durkan et al. 2019, arXiv:1906.04032.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fluvial.core import Bijection, Chain
+from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.mixing import Mixing, mixing_between
+from fluvial.flows.transformer import SplineTransformer, Transformer, check_sizes
+from fluvial.nets import MLP
+
+
+class Coupling(Bijection):
+    """One coupling step: it maps the last half of the coordinates given the first, or with ``flip`` the first.
+
+    With a single coordinate nothing steers but the context.
+    """
+
+    def __init__(self, dim: int, context: int, transformer: Transformer, *, flip: bool = False, **network):
+        super().__init__()
+        self.transformer = transformer
+        self.flip = flip
+        half = dim // 2
+        self.sizes = (half, dim - half) if not flip else (dim - half, half)
+        if dim == 1:
+            self.sizes, self.flip = (0, 1), False
+        steering, mapped = (self.sizes[1], self.sizes[0]) if self.flip else self.sizes
+        self.conditioner = MLP(steering, context, mapped * transformer.size, **network)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map one part; the other stays."""
+        return self._couple(x, context, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`forward`, at the same cost."""
+        return self._couple(z, context, inverse=True)
+
+    def _couple(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        first, last = x.split(self.sizes, dim=-1)
+        steering, mapped = (last, first) if self.flip else (first, last)
+        parameters = self.conditioner(steering, context).unflatten(
+            -1, (mapped.shape[-1], self.transformer.size)
+        )
+        mapped, log_slope = self.transformer(mapped, parameters, inverse=inverse)
+        parts = (mapped, last) if self.flip else (first, mapped)
+        return torch.cat(parts, dim=-1), log_slope.sum(-1)
+
+
+class CouplingSpline(ConditionalFlow):
+    """Coupling flow whose steps are rational-quadratic splines; the default for many targets.
+
+    Parameters
+    ----------
+    targets, context : int
+        Numbers of targets and of context columns.
+    steps : int
+        Coupling steps, at least 2 for two or more targets: each maps half of the coordinates. ``mixing`` stands between.
+    width, depth, residual, activation
+        The conditioner of each step; see :class:`fluvial.nets.MLP`.
+    mixing : str
+        ``lu``, ``permutation``, ``reverse`` or ``none``.
+    bins : int
+        Bins of every spline.
+    bound : float
+        The splines' box is ±bound, in standard deviations of the transformed targets.
+    """
+
+    def __init__(
+        self,
+        targets: int,
+        context: int = 0,
+        *,
+        steps: int = 6,
+        width: int = 128,
+        depth: int = 2,
+        residual: bool = False,
+        activation: str = "silu",
+        mixing: Mixing = "lu",
+        bins: int = 16,
+        bound: float = 5.0,
+    ):
+        check_sizes(targets=targets, context=context, steps=steps, width=width, depth=depth, bins=bins)
+        if targets > 1 and steps < 2:
+            raise ValueError(
+                "Expected at least 2 coupling steps: one alone leaves half of the targets as they are; got 1."
+            )
+        network = {"width": width, "depth": depth, "residual": residual, "activation": activation}
+        transformer = SplineTransformer(bins, bound)
+        bijections: list[Bijection] = []
+        for step in range(steps):
+            if step:
+                bijections += mixing_between(mixing, targets, step)
+            bijections.append(Coupling(targets, context, transformer, flip=step % 2 == 1, **network))
+        super().__init__(Chain(bijections), targets=targets, context=context)

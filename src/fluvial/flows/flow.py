@@ -1,0 +1,126 @@
+"""A conditional flow, and the distribution that it gives for a context."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from fluvial.core import Bijection, StandardNormal
+
+
+class ConditionalFlow(nn.Module):
+    r"""A bijection and a base density: :math:`\log p(x|c) = \log p_z(f(x; c)) + \log |\det \partial f / \partial x|`.
+
+    Calling the flow with a context gives a :class:`FlowDistribution`. Architectures subclass this with a recipe
+    for the bijection and nothing else.
+
+    >>> from fluvial.flows import MAF
+    >>> flow = MAF(targets=2, context=3)
+    >>> p = flow(torch.zeros(5, 3))
+    >>> p.batch_shape, p.event_shape, p.sample((4,)).shape
+    (torch.Size([5]), torch.Size([2]), torch.Size([4, 5, 2]))
+    """
+
+    def __init__(self, bijection: Bijection, *, targets: int, context: int = 0):
+        super().__init__()
+        self.bijection = bijection
+        self.base = StandardNormal()
+        self.targets = targets
+        self.context = context
+
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+        """Return p(x | context) for ``context: [*batch, C]``; for an unconditional flow, ``context`` is ``None``.
+
+        Raises
+        ------
+        ValueError
+            If the last dimension of the context is not what the flow was built for.
+        """
+        got = 0 if context is None else context.shape[-1]
+        if got != self.context:
+            shape = "no context" if context is None else f"shape {tuple(context.shape)}"
+            raise ValueError(f"Expected context of trailing dimension {self.context}; got {shape}.")
+        return FlowDistribution(self, context if self.context else None)
+
+
+class FlowDistribution(Distribution):
+    """p(x | context) as a ``torch.distributions.Distribution``.
+
+    ``batch_shape`` comes from the context, ``event_shape`` is ``(D,)``. Density and draws have gradients towards
+    x, the context and the parameters.
+    """
+
+    arg_constraints = {}  # noqa: RUF012 (the interface of torch.distributions)
+    has_rsample = True
+
+    def __init__(self, flow: ConditionalFlow, context: Tensor | None):
+        self.flow = flow
+        self.context = context
+        batch = torch.Size() if context is None else context.shape[:-1]
+        super().__init__(batch, torch.Size((flow.targets,)), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All of R^D."""
+        return constraints.real_vector
+
+    def expand(self, batch_shape, _instance=None) -> FlowDistribution:  # noqa: ANN001
+        """Return the distribution with its context expanded to ``batch_shape``."""
+        context = self.context
+        if context is not None:
+            context = context.expand(*batch_shape, context.shape[-1])
+        return FlowDistribution(self.flow, context)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(value | context) in nats; ``value: [*S, *batch, D]``, result ``[*S, *batch]``.
+
+        Raises
+        ------
+        ValueError
+            If the last dimension of ``value`` is not D.
+        """
+        if value.shape[-1] != self.flow.targets:
+            raise ValueError(
+                f"Expected trailing dimension {self.flow.targets} for targets; got shape {tuple(value.shape)}."
+            )
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        value = value.expand(*shape, -1)
+        z, logdet = self.flow.bijection(value, self._context(shape))
+        return self.flow.base.log_prob(z) + logdet
+
+    def rsample(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw ``[*sample_shape, *batch, D]`` with gradients."""
+        return self._draw(sample_shape, generator)[0]
+
+    def sample(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw ``[*sample_shape, *batch, D]`` without gradients."""
+        with torch.no_grad():
+            return self._draw(sample_shape, generator)[0]
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw with gradients, and return the log-density of each draw from the same pass."""
+        x, z, logdet = self._draw(sample_shape, generator)
+        return x, self.flow.base.log_prob(z) - logdet
+
+    def _draw(
+        self, sample_shape: torch.Size | tuple[int, ...], generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (*sample_shape, *self.batch_shape)
+        like = next(self.flow.parameters())
+        z = self.flow.base.sample(
+            (*shape, self.flow.targets), generator=generator, dtype=like.dtype, device=like.device
+        )
+        x, logdet = self.flow.bijection.inverse(z, self._context(shape))
+        return x, z, logdet
+
+    def _context(self, shape: tuple[int, ...]) -> Tensor | None:
+        if self.context is None:
+            return None
+        return self.context.expand(*shape, self.context.shape[-1])

@@ -1,0 +1,29 @@
+"""What stands between the steps of a flow: a fixed permutation, or a learned matrix."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from fluvial.core import LU, Bijection, Permutation
+
+Mixing = Literal["reverse", "permutation", "lu", "none"]
+
+
+def mixing_between(kind: Mixing, dim: int, step: int) -> list[Bijection]:
+    """Return what to put after step number ``step`` of a flow over ``dim`` coordinates: nothing, or one bijection.
+
+    ``reverse`` turns the order round; ``permutation`` draws an order that is the same in every program (a pure
+    function of ``dim`` and ``step``); ``lu`` is a learned matrix.
+    """
+    if dim == 1 or kind == "none":
+        return []
+    if kind == "reverse":
+        return [Permutation(range(dim - 1, -1, -1))]
+    if kind == "permutation":
+        generator = torch.Generator().manual_seed(1000 * dim + step)
+        return [Permutation(torch.randperm(dim, generator=generator).tolist())]
+    if kind == "lu":
+        return [LU(dim)]
+    raise ValueError(f"Expected mixing to be one of reverse, permutation, lu, none; got {kind!r}.")
