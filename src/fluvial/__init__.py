@@ -1,3 +1,76 @@
-"""fluvial: conditional densities p(target | context) with normalizing flows."""
+"""fluvial: conditional densities p(target | context) with normalizing flows, for the physical sciences.
+
+>>> import fluvial
+>>> density = fluvial.fit("binaries.toml")  # doctest: +SKIP
+>>> density.given(Z=0.001, alpha=1.0).sample(10_000)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fluvial.data.schema import Column, Schema, Support
+    from fluvial.density import Conditional, Density
+    from fluvial.errors import DataError, FluvialError, MissingExtraError, RunError, StudyError
+    from fluvial.flows import MAF, AutoregressiveSpline, ConditionalFlow, CouplingSpline
+    from fluvial.workflow import check_run, fit, list_runs, load, report_run
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "MAF": "fluvial.flows",
+    "AutoregressiveSpline": "fluvial.flows",
+    "Column": "fluvial.data.schema",
+    "Conditional": "fluvial.density",
+    "ConditionalFlow": "fluvial.flows",
+    "CouplingSpline": "fluvial.flows",
+    "DataError": "fluvial.errors",
+    "Density": "fluvial.density",
+    "FluvialError": "fluvial.errors",
+    "MissingExtraError": "fluvial.errors",
+    "RunError": "fluvial.errors",
+    "Schema": "fluvial.data.schema",
+    "StudyError": "fluvial.errors",
+    "Support": "fluvial.data.schema",
+    "check_run": "fluvial.workflow",
+    "fit": "fluvial.workflow",
+    "list_runs": "fluvial.workflow",
+    "load": "fluvial.workflow",
+    "report_run": "fluvial.workflow",
+}
+
+__all__ = [
+    "MAF",
+    "AutoregressiveSpline",
+    "Column",
+    "Conditional",
+    "ConditionalFlow",
+    "CouplingSpline",
+    "DataError",
+    "Density",
+    "FluvialError",
+    "MissingExtraError",
+    "RunError",
+    "Schema",
+    "StudyError",
+    "Support",
+    "__version__",
+    "check_run",
+    "fit",
+    "list_runs",
+    "load",
+    "report_run",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that ``import fluvial`` brings no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fluvial' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

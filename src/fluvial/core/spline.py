@@ -115,7 +115,7 @@ class _Spline(torch.autograd.Function):
         chosen = share.gather(-1, both).squeeze(-1)
         before = (knots.gather(-1, both).squeeze(-1) - chosen).clamp_(min=0)
         size = 2 * bound * (BIN_FLOOR / bins + (1 - BIN_FLOOR) * chosen)
-        start = 2 * bound * (BIN_FLOOR / bins * index[..., None] + (1 - BIN_FLOOR) * before) - bound
+        start = 2 * bound * (BIN_FLOOR / bins * index[..., None].to(x.dtype) + (1 - BIN_FLOOR) * before) - bound
 
         raw = torch.stack((index, index + 1), -1)
         raw = parameters[..., 2 * bins :].gather(-1, raw)
@@ -208,10 +208,15 @@ def _evaluate(
 
 
 def _solve(r: Tensor, d0: Tensor, bend: Tensor) -> Tensor:
-    """Solve r(θ) = r for θ: the stable root of the quadratic, then one Newton step for the last digits of float32."""
+    """Solve r(θ) = r for θ, from (1 − b) θ² + b θ − r = 0 with b = d₀ − r·bend.
+
+    Of the two forms of the root each is used where it adds, never where it subtracts; a Newton step on r(θ) itself then
+    restores the digits that the coefficients lost to rounding.
+    """
     b = d0 - r * bend
-    discriminant = (b.square() + 4 * (1 - b) * r).clamp(min=0)
-    theta = (2 * r / (b + discriminant.sqrt())).clamp(0, 1)
+    root = (b.square() + 4 * (1 - b) * r).clamp(min=0).sqrt()
+    theta = torch.where(b > 0, 2 * r / (b.clamp(min=0) + root), (root - b) / (2 * (1 - b.clamp(max=0))))
+    theta = torch.where(r > 0, theta, 0.0).clamp(0, 1)
     t = theta * (1 - theta)
     denominator = 1 + bend * t
     residual = (theta.square() + d0 * t) - r * denominator

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fluvial.core import Bijection, Chain
+from fluvial.core import Bijection, Chain, Permutation
 from fluvial.flows.flow import ConditionalFlow
 from fluvial.flows.mixing import Mixing, mixing_between
 from fluvial.flows.transformer import SplineTransformer, Transformer, check_sizes
@@ -96,6 +96,18 @@ class CouplingSpline(ConditionalFlow):
         bijections: list[Bijection] = []
         for step in range(steps):
             if step:
-                bijections += mixing_between(mixing, targets, step)
-            bijections.append(Coupling(targets, context, transformer, flip=step % 2 == 1, **network))
+                bijections += _mixing(mixing, targets, step)
+            # A reordering brings the other half into place by itself; else the steps take the halves in turn.
+            flip = mixing in ("lu", "none") and step % 2 == 1
+            bijections.append(Coupling(targets, context, transformer, flip=flip, **network))
         super().__init__(Chain(bijections), targets=targets, context=context)
+
+
+def _mixing(kind: Mixing, dim: int, step: int) -> list[Bijection]:
+    """Return what stands between coupling steps; a permutation is one that brings the steering half to be mapped."""
+    if kind != "permutation" or dim == 1:
+        return mixing_between(kind, dim, step)
+    generator = torch.Generator().manual_seed(1000 * dim + step)
+    half = dim // 2
+    first, last = torch.randperm(half, generator=generator), half + torch.randperm(dim - half, generator=generator)
+    return [Permutation(torch.cat((last, first)).tolist())]

@@ -1,0 +1,253 @@
+"""The command line: thin verbs over :mod:`fluvial.workflow`. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fluvial.check import CheckResult
+
+app = typer.Typer(
+    name="fluvial",
+    help="Learn conditional densities p(target | context) with normalizing flows, and trust them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1.", show_default=False)]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same draws.", show_default="fresh")]
+
+
+@app.command()
+def fit(
+    study: Annotated[Path, typer.Argument(help="A study file (TOML).", show_default=False)],
+    runs: Runs = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the new run folder.", show_default="STUDY-N")] = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Train only; no checks, no report.")] = False,
+) -> None:
+    """Train a density, check it, write the report. Ctrl-C stops early and keeps the best so far."""
+    from fluvial.progress import FitProgress
+    from fluvial.workflow import fit
+    from fluvial.workflow.check import load_results
+
+    with FitProgress() as progress:
+        density = fit(study, runs=runs, name=name, check=not no_check, on_event=progress.show)
+    from fluvial.record import RunFolder
+
+    assert density.folder is not None
+    folder = RunFolder.open(density.folder)
+    results = load_results(folder)
+    if results:
+        _show_results(results)
+    _out(f"run     {folder.path}")
+    if results:
+        _out(f"report  {(folder.path / 'report.html').resolve()}")
+    if folder.record()["status"] == "interrupted":
+        raise typer.Exit(130)
+
+
+@app.command()
+def check(run: Run) -> None:
+    """Check a run's density on its test rows again; print the verdicts. Exit code 1 if a check fails."""
+    from fluvial.check import overall
+    from fluvial.workflow import check_run
+
+    results = check_run(run)
+    _show_results(results)
+    if overall(results) == "fail":
+        raise typer.Exit(1)
+
+
+@app.command()
+def sample(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .parquet, .csv or .npy.")],
+    given: Annotated[
+        list[str] | None, typer.Option("--given", "-g", help="A context value, such as Z=0.001; once a column.")
+    ] = None,
+    contexts: Annotated[Path | None, typer.Option(help="A table of contexts, one a row.")] = None,
+    draws: Annotated[int, typer.Option("--draws", "-n", help="Draws at each context.")] = 1,
+    seed: Seed = None,
+) -> None:
+    """Draw targets at given contexts; write context and target columns."""
+    from fluvial.data.readers import write_table
+    from fluvial.workflow import load, sample_table
+
+    table = sample_table(load(run), given=_values(given), contexts=contexts, draws=draws, seed=seed)
+    write_table(out, table)
+    rows = len(next(iter(table.values())))
+    _out(f"{rows:,} rows of {', '.join(table)} in {out}")
+
+
+@app.command("log-prob")
+def log_prob(
+    run: Run,
+    table: Annotated[Path, typer.Argument(help="A table with target and context columns.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write: .parquet, .csv or .npy.")
+    ] = None,
+) -> None:
+    """Evaluate log p(target | context) for every row, in nats per unit of the targets."""
+    import numpy as np
+
+    from fluvial.data.readers import write_table
+    from fluvial.workflow import load, log_prob_table
+
+    columns = log_prob_table(load(run), table)
+    values = columns["log_prob"]
+    inside = values[np.isfinite(values)]
+    _out(f"{len(values):,} rows; {len(values) - len(inside):,} outside the support (log-density −inf)")
+    if len(inside):
+        error = inside.std() / max(len(inside), 1) ** 0.5
+        _out(f"mean log p = {inside.mean():.5f} ± {error:.5f} nats per row (inside the support)")
+    if out is not None:
+        write_table(out, columns)
+        _out(f"written to {out}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write report.html of a run again, from its record and checks; print its path."""
+    from fluvial.workflow import report_run
+
+    _out(str(report_run(run).resolve()))
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the run folders.")] = Path("runs"),
+    where: Annotated[
+        str | None,
+        typer.Option("--where", "-w", help="""An expression: 'architecture == "maf" and best_loss < 5.1'."""),
+    ] = None,
+    sort: Annotated[str | None, typer.Option("--sort", "-s", help="A column to sort by.")] = None,
+    descending: Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")] = False,
+    columns: Annotated[
+        str | None, typer.Option("--columns", "-c", help="Columns to show, comma-separated; 'all' lists them.")
+    ] = None,
+) -> None:
+    """Show all runs as a table."""
+    from fluvial.errors import RunError, nearest
+    from fluvial.runs_table import SHOWN
+    from fluvial.workflow import list_runs
+
+    rows = list_runs(folder, where=where, sort=sort, descending=descending)
+    known = sorted({name for row in rows for name in row})
+    if columns == "all":
+        _out(", ".join(known))
+        return
+    shown = [c.strip() for c in columns.split(",")] if columns else list(SHOWN)
+    for name in shown:
+        if rows and name not in known:
+            raise RunError(f"No column {name!r}{nearest(name, known)}.")
+    _table([[_cell(row.get(name)) for name in shown] for row in rows], shown)
+
+
+@app.command()
+def simulate(
+    application: Annotated[str, typer.Argument(help="What to simulate: binaries.", show_default=False)],
+    rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to simulate.")] = 100_000,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+) -> None:
+    """Simulate a population whose density is known exactly."""
+    from fluvial.errors import StudyError, nearest
+
+    simulators = ("binaries",)
+    if application not in simulators:
+        raise StudyError(f"No simulator for {application!r}{nearest(application, simulators)}.")
+    from fluvial.apps.binaries import simulator
+
+    path = out or Path(f"{application}.parquet")
+    simulator.write(path, rows, seed=seed)
+    _out(f"{rows:,} mergers in {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from fluvial import __version__
+
+        _out(f"fluvial {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one message on standard error, and exit code 2."""
+    from fluvial.errors import FluvialError
+
+    try:
+        app()
+    except FluvialError as error:
+        sys.stderr.write(f"fluvial: {error}\n")
+        for note in getattr(error, "__notes__", ()):
+            sys.stderr.write(f"fluvial: {note}\n")
+        sys.exit(143 if type(error).__name__ == "Terminated" else 2)
+    except KeyboardInterrupt:
+        sys.stderr.write("fluvial: interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (such as head) has gone; that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _values(given: list[str] | None) -> dict[str, float]:
+    from fluvial.errors import DataError
+
+    values: dict[str, float] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            values[name.strip()] = float(value)
+        except ValueError:
+            raise DataError(f"--given: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
+    return values
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _show_results(results: list[CheckResult]) -> None:
+    from fluvial.report.page import measured, verdict_sentence
+
+    symbols = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
+    rows = [
+        [
+            f"{symbols[r.verdict]} {r.verdict}",
+            r.name + (f" of {r.column}" if r.column else ""),
+            measured(r.statistic, r.uncertainty),
+            f"{r.exact:g}",
+            f"{r.threshold:g}",
+            f"{r.n:,}",
+        ]
+        for r in results
+    ]
+    _table(rows, ["verdict", "check", "statistic", "exact", "allowed", "n"])
+    _out(verdict_sentence(results))
+
+
+def _table(rows: list[list[str]], header: list[str]) -> None:
+    """Print a table, whole whatever the width of the terminal: it may go through a pipe."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, ["─" * w for w in widths], *rows]:
+        _out("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,365 @@
+r"""The density: a trained flow with its columns, in physical units — the artefact that a fit leaves.
+
+With :math:`u` the column transforms and :math:`f` the flow,
+
+.. math:: \log p(x | c) = \log p_z(f(u(x); v(c))) + \log|\det \partial f| + \log|\det \partial u|
+
+so ``log_prob`` is per unit of every target (per solar mass squared for two masses), and draws are made by the inverse,
+which cannot leave the support.
+
+On disk a density is a folder: ``density.json`` (schema, transforms, architecture, versions) and
+``weights.safetensors``. Neither can carry code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+
+from fluvial import __version__
+from fluvial.data.schema import Column, Schema
+from fluvial.data.transforms import ColumnTransforms
+from fluvial.errors import DataError, RunError, nearest
+from fluvial.files import write_atomically
+from fluvial.flows.build import build_flow
+from fluvial.flows.flow import ConditionalFlow
+
+FORMAT = 1
+DENSITY_FILE = "density.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+#: Rows that pass through a flow at once: their activations stay in the caches.
+CHUNK = 4096
+
+
+class Density:
+    """p(target | context) in the user's columns and units.
+
+    Made by :func:`fluvial.fit` or :func:`fluvial.load`.
+
+    Attributes
+    ----------
+    schema : Schema
+        Columns with role, unit and support.
+    flow : ConditionalFlow
+        The flow over standardised columns.
+    architecture, options
+        What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
+    """
+
+    def __init__(
+        self,
+        flow: ConditionalFlow,
+        schema: Schema,
+        targets: ColumnTransforms,
+        context: ColumnTransforms,
+        *,
+        architecture: str,
+        options: Mapping[str, Any],
+    ):
+        self.flow = flow.eval()
+        self.schema = schema
+        self.target_transforms = targets
+        self.context_transforms = context
+        self.architecture = architecture
+        self.options = dict(options)
+        self.folder: Path | None = None
+
+    def __repr__(self) -> str:
+        targets, context = ", ".join(self.schema.target_names), ", ".join(self.schema.context_names)
+        weights = sum(p.numel() for p in self.flow.parameters())
+        return f"Density p({targets} | {context}): {self.architecture}, {weights:,} weights"
+
+    def given(self, table: Any = None, /, **context: ArrayLike) -> Conditional:
+        """Return p(target | context) at one context or at many.
+
+        Parameters
+        ----------
+        table
+            A table (dict of arrays, pandas, polars or Arrow table, structured array) with the context columns.
+        **context
+            Or the context columns by name, in their units: numbers, or arrays that broadcast to one shape.
+
+        Raises
+        ------
+        DataError
+            If a column is missing or unknown, or a value is not finite or outside its column's support.
+        """
+        names = self.schema.context_names
+        if table is not None and context:
+            raise DataError("Expected a table or columns by name, not both.")
+        for name in context:
+            if name not in names:
+                raise DataError(f"Expected context columns {_listed(names)}; got {name!r}{nearest(name, names)}.")
+        values = _stack(table if table is not None else context, self.schema.context, "context")
+        return Conditional(self, values)
+
+    def sample(self, context: Any, draws: int, *, seed: int | None = None) -> np.ndarray:
+        """Draw for every row of a table of contexts: a structured array ``[rows, draws]`` of target columns."""
+        return self.given(context).sample(draws, seed=seed)
+
+    def log_prob(self, table: Any) -> np.ndarray:
+        """Return log p(target | context) in nats for every row of a table that holds targets and context."""
+        return self.given(table if self.schema.context else None).log_prob(table)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``density.json`` and ``weights.safetensors`` into a folder, each file at once or not at all."""
+        self.save_description(folder)
+        self.save_weights(folder)
+
+    def save_description(self, folder: str | Path) -> None:
+        """Write ``density.json`` alone: all but the weights."""
+        description = {
+            "format": FORMAT,
+            "fluvial": __version__,
+            "architecture": self.architecture,
+            "options": self.options,
+            "schema": self.schema.to_json(),
+            "transforms": {
+                "targets": self.target_transforms.to_json(),
+                "context": self.context_transforms.to_json(),
+            },
+        }
+        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(Path(folder) / DENSITY_FILE, text.encode())
+
+    def save_weights(self, folder: str | Path, **notes: str) -> None:
+        """Write ``weights.safetensors`` alone; ``notes`` (such as the epoch) go into its header."""
+        state = {name: tensor.contiguous() for name, tensor in self.flow.state_dict().items()}
+        write_atomically(Path(folder) / WEIGHTS_FILE, safetensors_bytes(state, metadata=notes or None))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Density:
+        """Read a density from its folder. No code is run, whoever made it.
+
+        Raises
+        ------
+        RunError
+            If a file is missing, damaged, or of a newer format than this version reads.
+        """
+        folder = Path(folder)
+        description = _read_description(folder)
+        schema = Schema.from_json(description["schema"])
+        flow = build_flow(
+            description["architecture"],
+            targets=len(schema.targets),
+            context=len(schema.context),
+            **description["options"],
+        )
+        _load_weights(flow, folder / WEIGHTS_FILE)
+        return cls(
+            flow,
+            schema,
+            ColumnTransforms.from_json(description["transforms"]["targets"]),
+            ColumnTransforms.from_json(description["transforms"]["context"]),
+            architecture=description["architecture"],
+            options=description["options"],
+        )
+
+
+class Conditional:
+    """p(target | context) at one context (``shape`` is ``()``) or at an array of them."""
+
+    def __init__(self, density: Density, context: np.ndarray):
+        self.density = density
+        self.shape = context.shape[:-1]
+        _check_support(context, density.schema.context, "context")
+        standardised, _ = density.context_transforms.forward(context)
+        self._context = torch.from_numpy(standardised.astype(np.float32))
+
+    def sample(self, draws: int, *, seed: int | None = None) -> np.ndarray:
+        """Draw from the density.
+
+        Parameters
+        ----------
+        draws : int
+            Draws for each context.
+        seed : int, optional
+            The same seed gives the same draws on the same kind of machine; ``None`` draws afresh.
+
+        Returns
+        -------
+        numpy.ndarray
+            A structured array of shape ``[*shape, draws]`` with one float64 field for each target, in its unit:
+            ``p.sample(100)["Mass_0"]`` is an array; ``pandas.DataFrame(p.sample(100))`` a table.
+        """
+        return self._draw(draws, seed, with_log_prob=False)[0]
+
+    def sample_and_log_prob(self, draws: int, *, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw as :meth:`sample` does, and return the log-density of each draw from the same pass.
+
+        The log-densities are ``[*shape, draws]``, in nats per unit of every target.
+        """
+        return self._draw(draws, seed, with_log_prob=True)
+
+    def _draw(self, draws: int, seed: int | None, *, with_log_prob: bool) -> tuple[np.ndarray, np.ndarray]:
+        if draws < 1:
+            raise DataError(f"Expected draws of at least 1; got {draws}.")
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        size = len(self.density.schema.targets)
+        rows = int(np.prod(self.shape, dtype=int)) * draws
+        context = self._context.reshape(-1, self._context.shape[-1])
+        x, log_prob = np.empty((rows, size)), np.empty(rows if with_log_prob else 0)
+        with torch.no_grad():
+            for start in range(0, rows, CHUNK):
+                stop = min(start + CHUNK, rows)
+                chunk = context[torch.arange(start, stop) // draws]
+                p = self.density.flow(chunk if chunk.shape[-1] else None)
+                shape = () if chunk.shape[-1] else (stop - start,)
+                if with_log_prob:
+                    z, log_density = p.rsample_and_log_prob(shape, generator=generator)
+                    log_prob[start:stop] = log_density.numpy()
+                else:
+                    z = p.sample(shape, generator=generator)
+                x[start:stop] = z.numpy()
+        x = self.density.target_transforms.inverse(x)
+        if with_log_prob:
+            log_prob += self.density.target_transforms.forward(x)[1]
+        shape = (*self.shape, draws)
+        table = _structured(x.reshape(*shape, size), self.density.schema.targets)
+        return table, log_prob.reshape(shape if with_log_prob else (0,))
+
+    def log_prob(self, events: Any) -> np.ndarray:
+        """Return log p(event | context) in nats, per unit of every target.
+
+        Parameters
+        ----------
+        events
+            A table with the target columns (see :meth:`Density.given` for what a table may be), or an array
+            ``[*batch, D]`` in their order. ``batch`` and the contexts' shape broadcast against one another.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64; −inf where an event lies outside the support.
+        """
+        columns = self.density.schema.targets
+        values = _stack(events, columns, "events")
+        inside = np.ones(values.shape[:-1], dtype=bool)
+        for i, column in enumerate(columns):
+            if np.isnan(values[..., i]).any():
+                raise DataError(f"events: column {column.name} holds NaN; expected numbers{_unit(column)}.")
+            inside &= column.support.contains(values[..., i]) & np.isfinite(values[..., i])
+        # Anything inside stands in for what lies outside; its density is then put to zero.
+        stand_in = self.density.target_transforms.inverse(np.zeros(len(columns)))
+        z, logdet = self.density.target_transforms.forward(np.where(inside[..., None], values, stand_in))
+        out = self._flow_log_prob(torch.from_numpy(z.astype(np.float32)))
+        return np.where(inside, out + logdet, -np.inf)
+
+    def _flow_log_prob(self, z: torch.Tensor) -> np.ndarray:
+        shape = torch.broadcast_shapes(z.shape[:-1], self.shape)
+        rows = z.expand(*shape, z.shape[-1]).reshape(-1, z.shape[-1])
+        context = self._context.expand(*shape, self._context.shape[-1]).reshape(len(rows), -1)
+        out = np.empty(len(rows))
+        with torch.no_grad():
+            for start in range(0, len(rows), CHUNK):
+                part = slice(start, start + CHUNK)
+                flow = self.density.flow(context[part] if context.shape[-1] else None)
+                out[part] = flow.log_prob(rows[part]).numpy()
+        return out.reshape(shape)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DENSITY_FILE
+    try:
+        description = json.loads(path.read_bytes())
+        version = description["format"]
+    except FileNotFoundError:
+        raise RunError(f"Expected a density at {folder}; found no {DENSITY_FILE} there.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error}); restore it, or fit again.") from error
+    if version > FORMAT:
+        raise RunError(
+            f"{path} has format {version}; this is fluvial {__version__}, which reads up to {FORMAT}. Update fluvial."
+        )
+    return description
+
+
+def _load_weights(flow: ConditionalFlow, path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise RunError(f"Expected weights at {path}; found none.") from None
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} is damaged or truncated ({error}); restore it, or fit again.") from error
+    try:
+        flow.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(f"{path} does not belong to the {DENSITY_FILE} beside it: {error}") from error
+
+
+def _stack(table: Any, columns: tuple[Column, ...], what: str) -> np.ndarray:
+    """Return the columns of anything table-like as one array ``[*batch, D]``."""
+    names = [c.name for c in columns]
+    if not names:
+        return np.empty((0,))
+    if isinstance(table, np.ndarray) and table.dtype.names is None:
+        if table.ndim == 0 or table.shape[-1] != len(names):
+            raise DataError(
+                f"{what}: expected an array [..., {len(names)}] for columns {_listed(names)}; got shape {table.shape}."
+            )
+        return np.asarray(table, dtype=np.float64)
+    arrays = []
+    for name in names:
+        try:
+            values = table[name]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise DataError(
+                f"{what}: expected columns {_listed(names)}; {name!r} is missing{nearest(name, _known(table))}."
+            ) from None
+        try:
+            arrays.append(np.asarray(values, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{what}: column {name} is not numeric ({error}).") from error
+    try:
+        return np.stack(np.broadcast_arrays(*arrays), axis=-1)
+    except ValueError:
+        shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, arrays, strict=True))
+        raise DataError(f"{what}: expected columns of one shape, or shapes that broadcast; got {shapes}.") from None
+
+
+def _known(table: Any) -> list[str]:
+    for attribute in ("column_names", "columns", "keys"):
+        found = getattr(table, attribute, None)
+        if found is not None:
+            return [str(n) for n in (found() if callable(found) else found)]
+    return list(getattr(getattr(table, "dtype", None), "names", None) or ())
+
+
+def _check_support(values: np.ndarray, columns: tuple[Column, ...], what: str) -> None:
+    for i, column in enumerate(columns):
+        bad = ~(column.support.contains(values[..., i]) & np.isfinite(values[..., i]))
+        if bad.any():
+            first = values[..., i][bad].flat[0]
+            raise DataError(
+                f"{what}: {column.name} = {first:g} is outside the support {column.support}{_unit(column)} "
+                f"({int(bad.sum())} of {bad.size} values)."
+            )
+
+
+def _structured(x: np.ndarray, columns: tuple[Column, ...]) -> np.ndarray:
+    out = np.empty(x.shape[:-1], dtype=[(c.name, np.float64) for c in columns])
+    for i, column in enumerate(columns):
+        out[column.name] = x[..., i]
+    return out
+
+
+def _unit(column: Column) -> str:
+    return f" [{column.unit}]" if column.unit else ""
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,297 @@
+"""The study: the TOML file that says what to fit and how, read strictly into values.
+
+An unknown key is an error that names the nearest valid one; a value that cannot be is an error that names its key.
+Every option of an architecture is a key under ``[flow]``: they come from the architecture's own signature, so a study
+and the code cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from fluvial.data.schema import Column, Role, Schema, Support
+from fluvial.data.transforms import choose_transform, implied_support
+from fluvial.errors import StudyError, nearest
+from fluvial.flows.build import ARCHITECTURES, default_architecture
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitSection(_Section):
+    """Shares of the rows; they sum to 1."""
+
+    train: Annotated[float, Field(gt=0, le=1)] = 0.6
+    validation: Annotated[float, Field(gt=0, le=1)] = 0.2
+    test: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _sum(self) -> SplitSection:
+        total = self.train + self.validation + self.test
+        if not math.isclose(total, 1, abs_tol=1e-6):
+            raise ValueError(f"train + validation + test must be 1; found {total:g}")
+        return self
+
+
+class DataSection(_Section):
+    """Which table, which columns, which rows."""
+
+    source: str
+    targets: Annotated[list[str], Field(min_length=1)]
+    context: list[str] = []
+    split: SplitSection = SplitSection()
+    seed: int = Field(0, ge=0, description="decides which row falls in which split")
+    missing: Literal["error", "drop"] = Field("error", description="what to do with rows that hold NaN or infinity")
+    outside: Literal["error", "drop"] = Field("error", description="what to do with rows outside a support")
+
+    @model_validator(mode="after")
+    def _once(self) -> DataSection:
+        names = self.targets + self.context
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"every column once, as target or as context; found twice: {', '.join(twice)}")
+        return self
+
+
+def _read_support(value: Any) -> Any:
+    if value == "positive":
+        return [0.0, math.inf]
+    if value == "real":
+        return [-math.inf, math.inf]
+    if isinstance(value, str):
+        raise ValueError(f"expected 'positive', 'real' or [lower, upper]; found {value!r}")
+    return value
+
+
+class ColumnSection(_Section):
+    """What a study says of one column."""
+
+    unit: str = ""
+    support: Annotated[tuple[float, float] | None, BeforeValidator(_read_support)] = None
+    transform: str | None = None
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ColumnSection:
+        if self.support is not None and not self.support[0] < self.support[1]:
+            raise ValueError(f"support: expected lower < upper; found {list(self.support)}")
+        return self
+
+
+class TrainingSection(_Section):
+    """The training budget and the optimiser."""
+
+    epochs: PositiveInt | None = Field(None, description="passes over the training rows; 100 if minutes is left out")
+    minutes: PositiveFloat | None = Field(None, description="wall time; with epochs too, whichever ends first")
+    batch_size: PositiveInt = 512
+    learning_rate: PositiveFloat = 2e-3
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after warm-up; cosine falls to zero")
+    warmup: Fraction = Field(0.02, description="share of the budget in which the learning rate rises")
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    clip: PositiveFloat = Field(5.0, description="largest norm of a gradient")
+    patience: PositiveInt | None = Field(None, description="epochs without a better validation loss before stopping")
+    seed: int = Field(0, ge=0, description="decides the initial weights and the order of rows")
+
+    @property
+    def epoch_limit(self) -> int | None:
+        """Epochs after which training ends; ``None`` where minutes alone decide."""
+        return self.epochs or (None if self.minutes else 100)
+
+
+class CheckSection(_Section):
+    """How the density is checked after training, on rows that it has not seen."""
+
+    contexts: PositiveInt = Field(2000, description="test rows whose contexts are drawn at")
+    draws: Annotated[int, Field(ge=50)] = Field(500, description="draws at each of them")
+    seed: int = Field(0, ge=0)
+    truth: str | None = Field(None, description="a column with the exact log-density of each row, if it is known")
+    kl_threshold: PositiveFloat = Field(0.05, description="largest KL(truth‖fit) in nats that passes")
+
+
+class Study(_Section):
+    """A study, read and found valid."""
+
+    data: DataSection
+    columns: dict[str, ColumnSection] = {}
+    flow: dict[str, Any] = {}
+    training: TrainingSection = TrainingSection()
+    check: CheckSection = CheckSection()
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name: the study's, or the default for its number of targets."""
+        return self.flow.get("architecture", default_architecture(len(self.data.targets)))
+
+    @property
+    def flow_options(self) -> dict[str, Any]:
+        """Every option of the architecture, the defaults filled in."""
+        model = _options_model(self.architecture)
+        return model(**{k: v for k, v in self.flow.items() if k != "architecture"}).model_dump()
+
+    @property
+    def schema_(self) -> Schema:
+        """The columns of the study as a schema."""
+
+        def column(name: str, role: Role) -> Column:
+            section = self.columns.get(name, ColumnSection())
+            support = Support(*section.support) if section.support is not None else None
+            return Column(
+                name,
+                role,
+                unit=section.unit,
+                support=implied_support(section.transform, support),
+                transform=section.transform,
+                label=section.label,
+            )
+
+        return Schema(
+            targets=tuple(column(n, "target") for n in self.data.targets),
+            context=tuple(column(n, "context") for n in self.data.context),
+        )
+
+
+def read_study(path: str | Path) -> tuple[Study, str]:
+    """Read a study file; return the study and the text as it stands in the file.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing or not TOML, or holds an unknown key or an impossible value. One message names all.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        hint = nearest(path.name, beside) if beside else "; there is no .toml file in that folder"
+        raise StudyError(f"Expected a study at {path}; found no such file{hint}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"Could not read the study {path}: {error}.") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path} is not valid TOML: {error}.") from error
+    return parse_study(values, where=str(path)), text
+
+
+def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
+    """Return the study that nested values (as from TOML) describe.
+
+    >>> study = parse_study({"data": {"source": "a.parquet", "targets": ["x"]}})
+    >>> study.architecture
+    'autoregressive-spline'
+    >>> parse_study({"data": {"source": "a.parquet", "targets": ["x"], "contxt": ["c"]}})
+    Traceback (most recent call last):
+    fluvial.errors.StudyError: study: [data] contxt is not a known key; did you mean 'context'?
+    """
+    try:
+        study = Study.model_validate(dict(values))
+    except ValidationError as error:
+        raise StudyError(_explain(error, Study, where)) from None
+    used = study.data.targets + study.data.context
+    for name in study.columns:
+        if name not in used:
+            raise StudyError(
+                f"{where}: [columns.{name}] is neither a target nor a context column{nearest(name, used)}."
+            )
+    architecture = study.architecture
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        hint = nearest(str(architecture), ARCHITECTURES)
+        raise StudyError(f"{where}: [flow] architecture {architecture!r} is not known{hint}.")
+    model = _options_model(architecture)
+    try:
+        model(**{k: v for k, v in study.flow.items() if k != "architecture"})
+    except ValidationError as error:
+        raise StudyError(_explain(error, model, where, prefix=("flow",))) from None
+    try:
+        for column in study.schema_.columns:
+            choose_transform(column)
+    except StudyError as error:
+        raise StudyError(f"{where}: {error}") from None
+    return study
+
+
+def _options_model(architecture: str) -> type[BaseModel]:
+    """Return a strict model of an architecture's keyword options, read off its signature."""
+    init = ARCHITECTURES[architecture].__init__
+    hints = get_type_hints(init)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(init).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            fields[name] = (hints[name], parameter.default)
+    return create_model(architecture, __config__=ConfigDict(extra="forbid", strict=False), **fields)
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix: tuple[str, ...] = ()) -> str:
+    lines = []
+    for problem in error.errors():
+        location = tuple(str(p) for p in problem["loc"])
+        path = prefix + location
+        if problem["type"] == "extra_forbidden":
+            known = _keys_at(model, location[:-1])
+            if prefix == ("flow",):
+                known = ["architecture", *known]
+            lines.append(f"{_key(path)} is not a known key{nearest(location[-1], known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{_key(path)} is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if problem["type"] == "value_error" else f"; found {problem['input']!r}"
+            lines.append(f"{_key(path)}: {message[0].lower()}{message[1:]}{found}")
+    return "\n".join(f"{where}: {line}" for line in lines)
+
+
+def _key(path: tuple[str, ...]) -> str:
+    """Return ``[section.sub] key``, or ``[section]`` alone for a section.
+
+    >>> _key(("training", "epochs")), _key(("columns", "Z", "unit")), _key(("data",))
+    ('[training] epochs', '[columns.Z] unit', '[data]')
+    """
+    if len(path) == 1:
+        return f"[{path[0]}]"
+    depth = 2 if path[0] == "columns" and len(path) > 2 else 1
+    return f"[{'.'.join(path[:depth])}] {'.'.join(path[depth:])}"
+
+
+def _keys_at(model: Any, location: tuple[str, ...]) -> list[str]:
+    """Return the keys that a (nested) model knows at a location."""
+    for name in location:
+        fields = getattr(model, "model_fields", None)
+        annotation = fields[name].annotation if fields is not None and name in fields else model
+        model = _model_in(annotation)
+        if model is None:
+            return []
+    return list(getattr(model, "model_fields", ()))
+
+
+def _model_in(annotation: Any) -> Any:
+    """Return the model inside an annotation such as ``dict[str, Model]`` or ``Model | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (dict, list, Union, types.UnionType):
+        for argument in get_args(annotation):
+            found = _model_in(argument)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,170 @@
+"""``check_run``: a trained density against the test rows, that it has not seen."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fluvial import check as checks
+from fluvial.check import CheckResult
+from fluvial.data.readers import fingerprint
+from fluvial.density import Density
+from fluvial.errors import RunError
+from fluvial.files import write_atomically
+from fluvial.record import ARRAYS, CHECKS, STUDY, RunFolder, now
+from fluvial.study import Study, read_study
+from fluvial.workflow.data import Rows, columns, read_rows
+from fluvial.workflow.quadrature import integrate
+
+LEVELS = np.linspace(0.05, 0.95, 19)
+#: Contexts at which data and draws are compared in figures, and at which the density is integrated.
+PANELS, INTEGRALS = 6, 10
+#: Most rows of data, and draws, behind one panel of a figure.
+PANEL_ROWS = 20_000
+
+
+def check_run(run: str | Path) -> list[CheckResult]:
+    """Check the density of a run on the test rows of its study; write ``checks.json`` and ``checks.npz``.
+
+    Returns
+    -------
+    list[CheckResult]
+        Statistic, uncertainty, threshold and verdict of every check.
+
+    Raises
+    ------
+    RunError
+        If the run is missing, or its data have changed since the fit.
+    """
+    folder = RunFolder.open(run)
+    record = folder.record()
+    study, _ = read_study(folder.path / STUDY)
+    source = Path(record["data"]["source"])
+    rows = read_rows(study, source)
+    if fingerprint(source)["sha256"] != record["data"]["fingerprint"]["sha256"]:
+        raise RunError(
+            f"{source} has changed since {folder.path} was fitted (its SHA-256 differs), so its test rows are not "
+            "those of the fit; restore the file, or fit again."
+        )
+    began = time.perf_counter()
+    record["checks"] = run_checks(folder, Density.load(folder.path), rows, study)
+    record["timings"]["checks"] = time.perf_counter() - began
+    folder.write_record(record)
+    return load_results(folder)
+
+
+def load_results(run: RunFolder) -> list[CheckResult]:
+    """Return the check results of a run, or an empty list if none were made."""
+    found = run.checks()
+    return [] if found is None else [CheckResult.from_json(r) for r in found["results"]]
+
+
+def run_checks(run: RunFolder, density: Density, rows: Rows, study: Study) -> dict[str, Any]:
+    """Run all checks, write results and arrays into the run folder, and return a summary for the record."""
+    table, truth = rows.part("test"), rows.truth_part("test")
+    results, arrays = _compute(density, table, truth, study)
+    arrays.update(_panels(density, rows, study))
+    log_prob = arrays.pop("log_prob")
+    test_nll, error = checks.nll(log_prob)
+    kl = next((r for r in results if r.name.startswith("KL")), None)
+    summary = {
+        "verdict": checks.overall(results),
+        "passed": sum(r.verdict == "pass" for r in results),
+        "made": len(results),
+        "test_nll": test_nll,
+        "test_nll_error": error,
+        "test_rows": len(log_prob),
+        "kl": kl.statistic if kl else None,
+        "kl_error": kl.uncertainty if kl else None,
+    }
+    run.write_json(CHECKS, {"made": now(), **summary, "results": [r.to_json() for r in results]})
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(run.path / ARRAYS, buffer.getvalue())
+    return summary
+
+
+def _compute(
+    density: Density, table: dict[str, np.ndarray], truth: np.ndarray | None, study: Study
+) -> tuple[list[CheckResult], dict[str, np.ndarray]]:
+    """Return all results, and the arrays that the figures draw."""
+    schema, section = density.schema, study.check
+    names = schema.target_names
+    rng = np.random.default_rng(section.seed)
+    log_prob = density.log_prob(table)
+    rows = np.sort(rng.choice(len(log_prob), min(section.contexts, len(log_prob)), replace=False))
+    chosen = {name: values[rows] for name, values in table.items()}
+    context = columns(chosen, schema.context_names)
+    given = density.given(chosen) if names and schema.context else density.given()
+    if schema.context:
+        table_of_draws, draws_log_prob = given.sample_and_log_prob(section.draws, seed=section.seed)
+    else:
+        flat, flat_log_prob = given.sample_and_log_prob(len(rows) * section.draws, seed=section.seed)
+        shape = (len(rows), section.draws)
+        table_of_draws, draws_log_prob = flat.reshape(shape), flat_log_prob.reshape(shape)
+    draws = np.stack([table_of_draws[n] for n in names], axis=-1)
+    x = columns(chosen, names)
+
+    pit = checks.pit_values(x, draws, rng)
+    pulls = checks.pulls(x, draws)
+    results = [
+        *checks.pit(pit, names),
+        checks.coverage(log_prob[rows], draws_log_prob, rng),
+        *checks.pull_checks(x, draws, names),
+    ]
+    if schema.context:
+        results += checks.local_calibration(pit, context, names)
+    lower = np.array([c.support.lower for c in schema.targets])
+    upper = np.array([c.support.upper for c in schema.targets])
+    results += checks.outside_support(draws, lower, upper, names)
+    if len(names) <= 2:
+        at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
+        integrals = [integrate(density, {n: float(table[n][r]) for n in schema.context_names}) for r in at]
+        values, errors = (np.array(v) for v in zip(*integrals, strict=True))
+        results.append(checks.normalisation(values, errors))
+    if truth is not None:
+        results.insert(0, checks.kl_divergence(truth, log_prob, threshold=section.kl_threshold))
+
+    hpd, hpd_error = checks.coverage_curve(log_prob[rows], draws_log_prob, LEVELS, rng)
+    central, central_error = checks.central_coverage_curve(x, draws, LEVELS, rng)
+    arrays = {
+        "log_prob": log_prob,
+        "pit": pit,
+        "pulls": pulls,
+        "levels": LEVELS,
+        "coverage": hpd,
+        "coverage_error": hpd_error,
+        "central": central,
+        "central_error": central_error,
+    }
+    return results, arrays
+
+
+def _panels(density: Density, rows: Rows, study: Study) -> dict[str, np.ndarray]:
+    """Return data and draws at several contexts, spread over those of the table; all rows serve, for statistics."""
+    schema = rows.schema
+    context = columns(rows.table, schema.context_names)
+    data = columns(rows.table, schema.target_names)
+    least = int(min(400, max(20, len(data) // 20)))
+    bins = checks.representative_contexts(context, PANELS, least) if schema.context else []
+    rng = np.random.default_rng(study.check.seed)
+    arrays: dict[str, np.ndarray] = {}
+    parts = [(b.value, b.rows) for b in bins] or [(np.empty(0), np.arange(len(data)))]
+    for k, (value, members) in enumerate(parts):
+        members = rng.permutation(members)[:PANEL_ROWS]
+        arrays[f"panel{k}_context"] = value
+        arrays[f"panel{k}_data"] = data[members]
+        # Draws at the very contexts of the rows: a bin of a continuous context is not one context.
+        each = max(1, math.ceil(PANEL_ROWS / len(members)))
+        if schema.context:
+            given = density.given(context[members])
+            drawn = given.sample(each, seed=study.check.seed + k).reshape(-1)
+        else:
+            drawn = density.given().sample(PANEL_ROWS, seed=study.check.seed)
+        arrays[f"panel{k}_draws"] = np.stack([drawn[n] for n in schema.target_names], axis=-1)
+    return arrays

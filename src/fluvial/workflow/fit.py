@@ -1,0 +1,278 @@
+"""``fit``: from a study to a run folder with a trained, checked density and its report."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from fluvial.data.stream import Batches
+from fluvial.data.transforms import ColumnTransforms
+from fluvial.density import Density
+from fluvial.errors import FluvialError, RunError
+from fluvial.flows.build import build_flow
+from fluvial.record import FORMAT, NO_END, STUDY, UNFINISHED, RunFolder, environment, now
+from fluvial.study import Study, parse_study, read_study
+from fluvial.train import EpochEvent, StepEvent, TrainingOptions, train
+from fluvial.workflow.check import run_checks
+from fluvial.workflow.data import Rows, read_rows, standardised
+from fluvial.workflow.report import report_run
+
+Event = StepEvent | EpochEvent | str
+
+
+def fit(
+    study: str | Path | Mapping[str, Any],
+    *,
+    runs: str | Path = "runs",
+    name: str | None = None,
+    check: bool = True,
+    on_event: Callable[[Event], None] | None = None,
+) -> Density:
+    """Train a density as a study says; leave a run folder; return the best density.
+
+    Parameters
+    ----------
+    study
+        The path of a study file, or its content as nested dictionaries. A relative ``source`` is looked for
+        beside the study file (or in the working directory).
+    runs
+        The folder that holds the run folders.
+    name
+        The run folder's name; by default the study's with the first free number, such as ``binaries-1``.
+    check
+        Whether to check the density on the test rows and write the report.
+    on_event
+        Called with every training event, and with a text when the next stage begins.
+
+    Returns
+    -------
+    Density
+        The best density; ``density.folder`` is the run folder. Interrupted by Ctrl-C it is the best so far.
+
+    Raises
+    ------
+    StudyError, DataError, RunError
+        Before training: nothing is left half-written.
+    TrainingError
+        If training cannot go on; the run folder keeps the best density so far.
+    """
+    tell = on_event or (lambda event: None)
+    parsed, text, folder, stem = _read(study)
+    began = time.perf_counter()
+    source = folder / parsed.data.source
+    tell(f"reading {source}")
+    rows = read_rows(parsed, source)
+    part = rows.part("train")
+    targets = ColumnTransforms.fit(rows.schema.targets, part)
+    context = ColumnTransforms.fit(rows.schema.context, part)
+    options = parsed.flow_options
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(parsed.training.seed)
+        flow = build_flow(
+            parsed.architecture,
+            targets=len(rows.schema.targets),
+            context=len(rows.schema.context),
+            **options,
+        )
+    density = Density(
+        flow, rows.schema, targets, context, architecture=parsed.architecture, options=options
+    )
+    record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
+
+    def fill(new: RunFolder) -> None:
+        (new.path / STUDY).write_text(text, encoding="utf-8")
+        new.write_record({**record, "name": name})
+        density.save(new.path)
+
+    run = RunFolder.create(Path(runs), stem, name, fill)
+    density.folder = run.path
+    record["name"] = run.name
+    tell(f"run folder {run.path}")
+    with _recorded(run, record), _signals() as stop:
+        _train(run, record, density, rows, parsed, stop, tell)
+        if check and stop.signal != signal.SIGTERM:
+            _finish(run, record, density, rows, parsed, tell)
+        record["status"] = "interrupted" if stop.signal else "finished"
+    if stop.signal == signal.SIGTERM:
+        raise Terminated(f"{run.path}: stopped by SIGTERM; the best density so far is kept there.")
+    return density
+
+
+class Terminated(FluvialError):
+    """The process was asked to end by SIGTERM; the best density so far is kept."""
+
+
+def _read(study: str | Path | Mapping[str, Any]) -> tuple[Study, str, Path, str]:
+    """Return the study, its text, the folder that its source is relative to, and a stem for the run's name."""
+    if isinstance(study, Mapping):
+        parsed = parse_study(study)
+        return parsed, tomli_w.dumps(dict(study)), Path(), "run"
+    parsed, text = read_study(study)
+    return parsed, text, Path(study).parent, Path(study).stem
+
+
+def _record(
+    study: Study, text: str, source: Path, rows: Rows, density: Density, *, seconds: float
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": None,
+        "status": UNFINISHED,
+        "stopped": NO_END,
+        "process": os.getpid(),
+        "started": now(),
+        "ended": None,
+        "architecture": density.architecture,
+        "weights": sum(p.numel() for p in density.flow.parameters()),
+        "study": {**study.model_dump(), "flow": density.options},
+        "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "data": {"source": str(source.resolve()), **rows.facts},
+        "transforms": {**density.target_transforms.describe(), **density.context_transforms.describe()},
+        "seeds": {"split": study.data.seed, "training": study.training.seed, "check": study.check.seed},
+        "timings": {"reading": seconds},
+        "training": {},
+        "checks": {},
+        **environment(torch.get_num_threads()),
+    }
+
+
+def _train(
+    run: RunFolder,
+    record: dict[str, Any],
+    density: Density,
+    rows: Rows,
+    study: Study,
+    stop: _Stop,
+    tell: Callable[[Event], None],
+) -> None:
+    """Train; save the density whenever it improves, and the metrics every epoch."""
+    transforms = density.target_transforms, density.context_transforms
+    x, c, train_logdet = standardised(rows.part("train"), rows.schema, *transforms)
+    validation_x, validation_c, validation_logdet = standardised(rows.part("validation"), rows.schema, *transforms)
+    section = study.training
+    batches = Batches(x, c, section.batch_size, section.seed)
+    options = TrainingOptions(
+        epochs=section.epoch_limit,
+        **section.model_dump(exclude={"epochs", "batch_size", "seed"}),
+    )
+    for event in train(density.flow, batches, (validation_x, validation_c), options, stop=stop):
+        if isinstance(event, EpochEvent):
+            event = _in_units(event, train_logdet, validation_logdet)
+            if event.improved:
+                density.save_weights(run.path, epoch=str(event.epoch), validation_loss=repr(event.validation_loss))
+            run.append_metrics(vars(event))
+            record["training"] = _summary(event)
+            record["timings"]["training"] = event.seconds
+            if event.stopped:
+                record["stopped"] = event.stopped
+            run.write_record(record)
+        tell(event)
+    density.flow.eval()
+
+
+def _in_units(event: EpochEvent, train_logdet: float, validation_logdet: float) -> EpochEvent:
+    """Return the event with its losses in nats per unit of the targets: comparable whatever the transforms."""
+    return EpochEvent(
+        **{
+            **vars(event),
+            "train_loss": event.train_loss - train_logdet,
+            "validation_loss": event.validation_loss - validation_logdet,
+            "best_loss": event.best_loss - validation_logdet,
+        }
+    )
+
+
+def _summary(event: EpochEvent) -> dict[str, Any]:
+    return {
+        "epochs": event.epoch,
+        "best_epoch": event.best_epoch,
+        "best_loss": event.best_loss,
+        "final_loss": event.validation_loss,
+        "final_train_loss": event.train_loss,
+        "rows": event.rows,
+        "rows_per_second": event.rows / event.seconds,
+        "skipped_steps": event.skipped_steps,
+    }
+
+
+def _finish(
+    run: RunFolder,
+    record: dict[str, Any],
+    density: Density,
+    rows: Rows,
+    study: Study,
+    tell: Callable[[Event], None],
+) -> None:
+    run.write_record(record)
+    tell("checking on the test rows")
+    began = time.perf_counter()
+    record["checks"] = run_checks(run, density, rows, study)
+    record["timings"]["checks"] = time.perf_counter() - began
+    run.write_record(record)
+    tell("writing the report")
+    began = time.perf_counter()
+    report_run(run.path)
+    record["timings"]["report"] = time.perf_counter() - began
+
+
+@dataclass
+class _Stop:
+    """Set by a signal; training asks it after every step."""
+
+    signal: signal.Signals | None = None
+
+    def __call__(self) -> str | None:
+        if self.signal is None:
+            return None
+        cause = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
+        return f"interrupted by {cause}"
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """Let the first Ctrl-C or SIGTERM end training at the next step; a second Ctrl-C ends the program as usual."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: object) -> None:
+        stop.signal = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _recorded(run: RunFolder, record: dict[str, Any]) -> Iterator[None]:
+    """Write how the run ended, whatever happens short of a kill."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        record["status"] = "interrupted" if interrupted else "failed"
+        record["stopped"] = "interrupted by Ctrl-C" if interrupted else f"{type(error).__name__}: {error}"
+        record["ended"] = now()
+        try:
+            run.write_record(record)
+        except RunError as second:  # a full disk, most likely: the first error says more
+            error.add_note(str(second))
+        raise
+    record["ended"] = now()
+    run.write_record(record)

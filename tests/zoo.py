@@ -1,0 +1,147 @@
+"""Every bijection and every flow, by name, with a way to make one and the inputs on which it is defined.
+
+A new bijection is one line in ``BIJECTIONS``, a new flow one line in ``FLOWS``; the laws in ``test_laws.py`` then
+hold it to account.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.core import (
+    LU,
+    Affine,
+    Arctan,
+    Asinh,
+    Bijection,
+    Chain,
+    Columnwise,
+    Inverse,
+    Log,
+    Logit,
+    Permutation,
+    RationalQuadraticSpline,
+    Softplus,
+)
+from fluvial.flows import ConditionalFlow, build_flow
+from fluvial.flows.autoregressive import Autoregressive
+from fluvial.flows.coupling import Coupling
+from fluvial.flows.transformer import AffineTransformer, SplineTransformer
+
+CONTEXT = 3
+INF = math.inf
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A bijection of ``dim`` coordinates, the open interval of x on which it is defined, and that of z."""
+
+    make: Callable[[int], Bijection]
+    domain: tuple[float, float] = (-INF, INF)
+    image: tuple[float, float] = (-INF, INF)
+    context: int = 0
+    dims: tuple[int, ...] = (1, 2, 5)
+
+
+def _affine(dim: int) -> Affine:
+    return Affine(torch.linspace(-1, 1, dim), torch.linspace(0.3, 2, dim))
+
+
+def _columnwise(dim: int) -> Columnwise:
+    return Columnwise([Log(bound=-1.0), Asinh(0.5), Softplus(bound=-1.0), Affine(torch.ones(1), torch.ones(1) * 2)][i % 4]
+                      for i in range(dim))  # fmt: skip
+
+
+BIJECTIONS: dict[str, Entry] = {
+    "affine": Entry(_affine),
+    "log": Entry(lambda dim: Log(), domain=(0, INF)),
+    "log, bound 5": Entry(lambda dim: Log(bound=5.0), domain=(5, INF)),
+    "log, bounded above": Entry(lambda dim: Log(bound=2.0, sign=-1), domain=(-INF, 2)),
+    "softplus": Entry(lambda dim: Softplus(), domain=(0, INF)),
+    "softplus, bounded above": Entry(lambda dim: Softplus(bound=3.0, sign=-1, width=0.2), domain=(-INF, 3)),
+    "logit": Entry(lambda dim: Logit(), domain=(0, 1)),
+    "logit on (-2, 5)": Entry(lambda dim: Logit(-2, 5), domain=(-2, 5)),
+    "asinh": Entry(lambda dim: Asinh(0.3)),
+    "arctan": Entry(lambda dim: Arctan(2.0), image=(-math.pi / 2, math.pi / 2)),
+    "columnwise": Entry(_columnwise, domain=(-1, INF)),
+    "inverse of asinh": Entry(lambda dim: Inverse(Asinh(1.0)), domain=(-50, 50)),
+    "permutation": Entry(lambda dim: Permutation([*range(1, dim), 0])),
+    "LU": Entry(LU),
+    "rational-quadratic spline": Entry(lambda dim: RationalQuadraticSpline(dim, bins=7)),
+    "rational-quadratic spline, one bin": Entry(lambda dim: RationalQuadraticSpline(dim, bins=1, bound=2.0)),
+    "chain": Entry(lambda dim: Chain([_affine(dim), LU(dim), RationalQuadraticSpline(dim, bins=5)])),
+    "autoregressive affine step": Entry(
+        lambda dim: Autoregressive(dim, CONTEXT, AffineTransformer(), width=16, depth=1), context=CONTEXT
+    ),
+    "autoregressive spline step": Entry(
+        lambda dim: Autoregressive(dim, CONTEXT, SplineTransformer(bins=5), width=16, depth=2, residual=True),
+        context=CONTEXT,
+    ),
+    "coupling spline step": Entry(
+        lambda dim: Coupling(dim, CONTEXT, SplineTransformer(bins=5), width=16, depth=1), context=CONTEXT
+    ),
+    "coupling spline step, flipped": Entry(
+        lambda dim: Coupling(dim, CONTEXT, SplineTransformer(bins=5), flip=True, width=16, depth=1), context=CONTEXT
+    ),
+    "coupling affine step": Entry(
+        lambda dim: Coupling(dim, CONTEXT, AffineTransformer(), width=16, depth=1), context=CONTEXT
+    ),
+}
+
+FLOWS: dict[str, dict] = {
+    "maf": {"architecture": "maf", "steps": 3, "width": 24},
+    "maf, lu": {"architecture": "maf", "steps": 3, "width": 24, "mixing": "lu", "activation": "tanh"},
+    "autoregressive-spline": {"architecture": "autoregressive-spline", "bins": 6, "width": 24},
+    "autoregressive-spline, residual": {
+        "architecture": "autoregressive-spline", "bins": 4, "width": 24, "residual": True, "mixing": "permutation",
+    },
+    "coupling-spline": {"architecture": "coupling-spline", "steps": 3, "bins": 6, "width": 24},
+    "coupling-spline, residual": {
+        "architecture": "coupling-spline", "steps": 4, "bins": 4, "width": 24, "residual": True, "mixing": "reverse",
+    },
+    "coupling-spline, permutation": {
+        "architecture": "coupling-spline", "steps": 2, "bins": 4, "width": 24, "mixing": "permutation",
+    },
+    "coupling-spline, no mixing": {
+        "architecture": "coupling-spline", "steps": 2, "bins": 4, "width": 24, "mixing": "none",
+    },
+}  # fmt: skip
+
+
+def make_bijection(name: str, dim: int, dtype: torch.dtype = torch.float32) -> Bijection:
+    """Return a bijection whose parameters have moved away from their start."""
+    return scatter(BIJECTIONS[name].make(dim)).to(dtype)  # type: ignore[return-value]
+
+
+def make_flow(name: str, targets: int, context: int, dtype: torch.dtype = torch.float32) -> ConditionalFlow:
+    """Return a flow whose parameters have moved away from their start."""
+    return scatter(build_flow(targets=targets, context=context, **FLOWS[name])).to(dtype).eval()  # type: ignore[return-value]
+
+
+def scatter(module: nn.Module, size: float = 0.3) -> nn.Module:
+    """Add noise to every parameter, the same each time."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.25
+    return module
+
+
+def inputs(entry: Entry, dim: int, rows: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Return x inside the domain, spread over it, and a context."""
+    generator = torch.Generator().manual_seed(seed)
+    raw = 2 * torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    low, high = entry.domain
+    if math.isfinite(low) and math.isfinite(high):
+        raw = low + (high - low) * torch.sigmoid(raw)
+    elif math.isfinite(low):
+        raw = low + raw.exp()
+    elif math.isfinite(high):
+        raw = high - raw.exp()
+    context = torch.randn(rows, entry.context, generator=generator).to(dtype) if entry.context else None
+    return raw.to(dtype), context
