@@ -185,6 +185,20 @@ def test_panels_share_the_range_of_a_column():
         assert len({a.get_ylim() for a in axes[j::4]}) == 1
 
 
+def test_joint_axes_of_one_unit_share_their_scale():
+    rng = np.random.default_rng(8)
+    data = np.stack([np.exp(rng.normal(2, 0.6, 500)), np.exp(rng.normal(2, 0.1, 500))], 1)
+    for units, scale in ((("Msun", "Msun"), "log"), (("Msun", "GeV"), "linear")):
+        pair = [Column(u + str(i), "target", u, Support(0.0)) for i, u in enumerate(units)]
+        axes = plots.joint(plots.Panel("", data, data), pair).axes[0]
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", scale)
+
+
+def test_positive_column_with_nothing_positive_is_drawn():
+    x = -1.0 - table(200, 1, 0) ** 2
+    assert drawn(plots.marginals([plots.Panel("", x, x)], columns(1))).min() < 128
+
+
 def test_wrong_shapes_are_told():
     panel = plots.Panel("here", np.zeros((3, 2)), np.zeros((3, 3)))
     with pytest.raises(DataError, match=r"'here'.*draws of shape \[rows, 2\] for x0, x1; got \[3, 3\]"):

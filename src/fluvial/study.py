@@ -146,7 +146,7 @@ class Study(_Section):
     @property
     def flow_options(self) -> dict[str, Any]:
         """Every option of the architecture, the defaults filled in."""
-        model = _options_model(self.architecture)
+        model = options_model(self.architecture)
         return model(**{k: v for k, v in self.flow.items() if k != "architecture"}).model_dump()
 
     @property
@@ -219,7 +219,7 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         hint = nearest(str(architecture), ARCHITECTURES)
         raise StudyError(f"{where}: [flow] architecture {architecture!r} is not known{hint}.")
-    model = _options_model(architecture)
+    model = options_model(architecture)
     try:
         model(**{k: v for k, v in study.flow.items() if k != "architecture"})
     except ValidationError as error:
@@ -232,7 +232,7 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
     return study
 
 
-def _options_model(architecture: str) -> type[BaseModel]:
+def options_model(architecture: str) -> type[BaseModel]:
     """Return a strict model of an architecture's keyword options, read off its signature."""
     init = ARCHITECTURES[architecture].__init__
     hints = get_type_hints(init)

@@ -73,6 +73,7 @@ def binning(
     *,
     positive: bool = False,
     adaptive: bool = True,
+    log_from: float = 4.0,
 ) -> Binning:
     """Return about ``number`` bins for the values of all panels, shared by data and draws.
 
@@ -80,7 +81,7 @@ def binning(
     100 values, the draws help to set it). It does not depend on ``number``. If ``adaptive``, edges stand at
     equal steps of the mean of two distribution functions, the uniform one and that of the values themselves,
     so that bins are finer where the density is high. Whole numbers get a bin each. A positive column that
-    spans a factor of 8 or more gets a logarithmic axis.
+    spans a factor of ``log_from`` or more gets a logarithmic axis.
     """
     known = finite(np.concatenate([np.empty(0), *map(np.ravel, data)]))
     drawn = finite(np.concatenate([np.empty(0), *map(np.ravel, draws)]))
@@ -91,11 +92,11 @@ def binning(
     whole = known if len(known) else drawn
     if upper > lower and upper - lower <= 60 and np.all(whole == np.round(whole)):
         return Binning(np.arange(np.floor(lower) - 0.5, np.ceil(upper) + 1.0))
-    log = bool(positive and lower > 0 and upper / lower >= 8)
+    log = bool(positive and lower > 0 and upper / lower >= log_from)
     if log:
         lower, upper = np.log([lower, upper])
     lower, upper = _margin(float(lower), float(upper))
-    if positive and not log:
+    if positive and not log and upper > 0:
         lower = max(lower, 0.0)
     inside = np.log(ranged[ranged > 0]) if log else ranged
     edges = _edges(inside, lower, upper, number) if adaptive else np.linspace(lower, upper, number + 1)
@@ -124,14 +125,21 @@ def _edges(values: np.ndarray, lower: float, upper: float, number: int) -> np.nd
     return nodes[chosen]
 
 
-def is_steep(densities: np.ndarray) -> bool:
-    """Return whether a histogram spans so much (a factor of 50 and more) that it wants a logarithmic axis.
+def is_steep(densities: np.ndarray, bins: Binning) -> bool:
+    """Return whether a histogram spans so much that it wants a logarithmic axis.
 
-    >>> is_steep(np.array([1000.0, 100.0, 10.0, 1.0])), is_steep(np.array([1.0, 3.0, 1.0]))
+    It does if a fifth of the (non-empty) length of the axis lies 50 times below the highest bin.
+
+    >>> bins = Binning(np.linspace(0, 1, 5))
+    >>> is_steep(np.array([1000.0, 100.0, 10.0, 1.0]), bins), is_steep(np.array([1.0, 3.0, 3.0, 1.0]), bins)
     (True, False)
     """
-    positive = densities[densities > 0]
-    return len(positive) >= 4 and float(positive.max() / np.quantile(positive, 0.2)) > 50.0
+    seen = densities > 0
+    if seen.sum() < 4:
+        return False
+    length = np.diff(np.log(bins.edges)) if bins.log else bins.widths
+    low = seen & (densities < densities.max() / 50.0)
+    return bool(length[low].sum() >= 0.2 * length[seen].sum())
 
 
 def pooled_pull(data: np.ndarray, draws: np.ndarray, data_total: int, draws_total: int) -> np.ndarray:

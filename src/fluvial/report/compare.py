@@ -36,10 +36,10 @@ def marginals(panels: Sequence[Panel], columns: Sequence[Column]) -> Figure:
     """Draw every target of every panel: data against draws, and their ratio beneath.
 
     Ranges and scales are shared over the panels of a column, and bins by data and draws. A column's y axis
-    is logarithmic when it falls by more than a factor of 50. The band about 1 in the ratio is the Poisson
-    uncertainty of the draws; triangles stand for ratios beyond the frame, coloured if they are more than
-    three standard deviations from 1. One row a panel for up to three targets (for one target, three panels
-    a row).
+    is logarithmic if a fifth of its range lies a factor of 50 below the highest bin. The band about 1 in the
+    ratio is the Poisson uncertainty of the draws; triangles stand for ratios beyond the frame, coloured if
+    they are more than three standard deviations from 1. One row a panel for up to three targets (for one
+    target, three panels a row).
 
     Raises :class:`~fluvial.errors.DataError` if a panel does not have one column for each of ``columns``.
     """
@@ -54,12 +54,12 @@ def marginals(panels: Sequence[Panel], columns: Sequence[Column]) -> Figure:
         data = [d[:, j] for d, _ in arrays]
         draws = [s[:, j] for _, s in arrays]
         axes = [grid.cells[i * block + j] for i in range(len(panels))]
-        seen: list[tuple[np.ndarray, np.ndarray]] = []
+        seen: list[tuple[np.ndarray, np.ndarray, Binning]] = []
         for stack, d, s in zip(axes, data, draws, strict=True):
             bins = binning(data, draws, bin_number(len(d)), positive=column.support.lower >= 0)
             _spectrum(stack, d, s, bins, style.density_label(column))
             stack[1].set_xlabel(style.axis_label(column, 44 if across < 3 else 26))
-            seen.append((heights(d, bins), heights(s, bins)))
+            seen.append((heights(d, bins), heights(s, bins), bins))
         same_y([stack[0] for stack in axes], seen)
     for i, panel in enumerate(panels):
         for stack in grid.cells[i * block + dims : (i + 1) * block]:
@@ -172,7 +172,7 @@ def joint(panel: Panel, columns: Sequence[Column]) -> Figure:
 
 def _images(title: str, data: np.ndarray, draws: np.ndarray, columns: Sequence[Column]) -> Figure:
     """Data | draws | difference, as images in shared cells."""
-    axes_bins = [_pair_bins(data[:, j], draws[:, j], c, 0.9, 72) for j, c in enumerate(columns)]
+    axes_bins = _joint_bins(data, draws, columns, 0.9, 72)
     n, m = (_counts2(v[:, 0], v[:, 1], axes_bins[0], axes_bins[1]) for v in (data, draws))
     area = np.outer(axes_bins[0].widths, axes_bins[1].widths)
     images = [c / (max(len(v), 1) * area) for c, v in ((n, data), (m, draws))]
@@ -212,10 +212,23 @@ def _density_scale(positive: np.ndarray) -> Normalize:
     return LogNorm(floor, top) if top > 10 * floor else Normalize(0, 1.001 * top)
 
 
-def _pair_bins(data: np.ndarray, draws: np.ndarray, column: Column, scale: float, most: int) -> Binning:
-    """Bins of one axis of an image: fewer than for a histogram, because cells share the rows."""
-    fewer = int(np.clip(scale * bin_number(len(data), 1000), 8, most))
-    return binning([data], [draws], fewer, positive=column.support.lower >= 0, adaptive=False)
+def _joint_bins(
+    data: np.ndarray, draws: np.ndarray, columns: Sequence[Column], scale: float, most: int
+) -> list[Binning]:
+    """Bins of the axes of an image: fewer than for a histogram, because cells share the rows.
+
+    If one column has a logarithmic axis, so have the others of its unit that can: else a diagonal would bend.
+    """
+    number = int(np.clip(scale * bin_number(len(data), 1000), 8, most))
+
+    def one(j: int, log_from: float) -> Binning:
+        positive = columns[j].support.lower >= 0
+        pair = [data[:, j]], [draws[:, j]]
+        return binning(*pair, number, positive=positive, adaptive=False, log_from=log_from)
+
+    first = [one(j, 4.0) for j in range(len(columns))]
+    bent = {c.unit for c, bins in zip(columns, first, strict=True) if bins.log}
+    return [one(j, 1.0) if c.unit in bent and not first[j].log else first[j] for j, c in enumerate(columns)]
 
 
 def _counts2(x: np.ndarray, y: np.ndarray, x_bins: Binning, y_bins: Binning) -> np.ndarray:
@@ -247,7 +260,7 @@ def _triangle(title: str, data: np.ndarray, draws: np.ndarray, columns: Sequence
     side = (width - left - 0.1 - gap * (dims - 1)) / dims
     height = top + low + dims * side + gap * (dims - 1)
     figure = Figure(figsize=(width, height))
-    bins = [_pair_bins(data[:, j], draws[:, j], c, 0.5, 40) for j, c in enumerate(columns)]
+    bins = _joint_bins(data, draws, columns, 0.5, 40)
     for i in range(dims):
         for j in range(i + 1):
             x, y = left + j * (side + gap), low + (dims - 1 - i) * (side + gap)
@@ -277,7 +290,7 @@ def _alone(axes: Axes, data: np.ndarray, draws: np.ndarray, bins: Binning) -> No
     data_points(axes, data, bins)
     draw_line(axes, draws, bins)
     value_axis(axes.xaxis, bins, few=True)
-    same_y([axes], [(heights(data, bins), heights(draws, bins))])
+    same_y([axes], [(heights(data, bins), heights(draws, bins), bins)])
     axes.tick_params(labelleft=False)
     axes.set_yticks([])
 

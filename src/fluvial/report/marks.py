@@ -69,17 +69,17 @@ def value_axis(axis: XAxis | YAxis, bins: Binning, *, few: bool = False) -> None
     axis.set_minor_formatter(NullFormatter())
 
 
-def same_y(axes: Sequence[Axes], densities: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def same_y(axes: Sequence[Axes], panels: Sequence[tuple[np.ndarray, np.ndarray, Binning]]) -> None:
     """Give the panels of a column one y scale: logarithmic for steep spectra, from zero for others.
 
-    ``densities`` has the histogram of the data and that of the draws of each panel. The lower end of a
+    ``panels`` has the densities of data and draws, and the bins, of each panel. The lower end of a
     logarithmic scale is set by the data, because draws may be many more.
     """
-    everything = np.concatenate([np.empty(0), *(h[h > 0] for pair in densities for h in pair)])
+    everything = np.concatenate([np.empty(0), *(h[h > 0] for panel in panels for h in panel[:2])])
     if not len(everything):
         return
-    known = np.concatenate([data[data > 0] for data, _ in densities])
-    steep = any(is_steep(h) for pair in densities for h in pair)
+    known = np.concatenate([data[data > 0] for data, _, _ in panels])
+    steep = any(is_steep(h, bins) for data, draws, bins in panels for h in (data, draws))
     top, floor = float(everything.max()), float((known if len(known) else everything).min())
     for one in axes:
         if steep:

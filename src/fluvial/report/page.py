@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 
 import jinja2
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fluvial.check.result import CheckResult, Verdict, overall
@@ -63,9 +62,9 @@ class FigureItem:
         return round(width / 2), round(height / 2)
 
     @property
-    def source(self) -> Markup:
+    def source(self) -> str:
         """The PNG as a ``data:`` address."""
-        return Markup("data:image/png;base64," + base64.b64encode(self.png).decode("ascii"))
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def render(content: ReportContent) -> str:
     )
     folder = files("fluvial.report")
     template = environment.from_string((folder / "template.html.j2").read_text(encoding="utf-8"))
-    css = Markup((folder / "page.css").read_text(encoding="utf-8"))
+    css = (folder / "page.css").read_text(encoding="utf-8")
     outcome = overall(content.results)
     return template.render(
         content=content,

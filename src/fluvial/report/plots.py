@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from fluvial.data.schema import Column
 from fluvial.errors import DataError
@@ -67,9 +67,10 @@ def _learning_rate(axes: Axes, epochs: np.ndarray, rate: np.ndarray, mark: str |
     axes.plot(epochs, rate, color=MUTED, marker=mark)
     if np.isfinite(rate).any():
         axes.set_yscale("log")
-        axes.set_ylim(np.nanmin(rate) / 3, np.nanmax(rate) * 3)
+        axes.set_ylim(np.nanmin(rate) / 4, np.nanmax(rate) * 4)
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if len(epochs):
-        pad = 0.02 * float(np.ptp(epochs)) or 0.5
+        pad = 0.02 * float(np.ptp(epochs)) or 1.0
         axes.set_xlim(float(epochs.min()) - pad, float(epochs.max()) + pad)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=STEPS))
     axes.set_xlabel("epoch")

@@ -9,7 +9,7 @@ import numpy as np
 from fluvial.density import Density
 
 #: Nodes along each target.
-NODES = 400
+NODES = 500
 _DRAWS = 20_000
 
 
@@ -40,7 +40,7 @@ def _nodes(draws: np.ndarray, density: Density, target: int, nodes: int) -> np.n
     names = density.schema.target_names
     x = np.stack([draws[n] for n in names], axis=-1)
     z = density.target_transforms.forward(x)[0][:, target]
-    margin = 0.5 * (z.max() - z.min())
+    margin = 0.25 * (z.max() - z.min())
     even = np.zeros((nodes - nodes // 2, len(names)))
     even[:, target] = np.linspace(z.min() - margin, z.max() + margin, len(even))
     spread = density.target_transforms.inverse(even)[:, target]

@@ -1,0 +1,111 @@
+"""Write docs/study.md and docs/study.schema.json from the models that read a study: they cannot drift apart.
+
+Run: python docs/make_reference.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from fluvial.flows.build import ARCHITECTURES
+from fluvial.study import Study, options_model
+
+HERE = Path(__file__).parent
+SECTIONS = {
+    "data": "Which table, which columns, which rows.",
+    "data.split": "Shares of the rows; they sum to 1. A row keeps its split when the file grows.",
+    "columns.NAME": "What is known of a column; every key may be left out.",
+    "training": "The training budget and the optimiser.",
+    "check": "How the density is checked on test rows after training.",
+}
+DEFINITIONS = {
+    "data": "DataSection",
+    "data.split": "SplitSection",
+    "columns.NAME": "ColumnSection",
+    "training": "TrainingSection",
+    "check": "CheckSection",
+}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a study, the options of every architecture included."""
+    out = Study.model_json_schema()
+    variants = []
+    for name in ARCHITECTURES:
+        options = options_model(name).model_json_schema()
+        options["properties"] = {"architecture": {"const": name}, **options["properties"]}
+        variants.append(options)
+    out["properties"]["flow"] = {"title": "Flow", "anyOf": variants}
+    out["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    out["title"] = "fluvial study"
+    return out
+
+
+def kind(field: dict[str, Any]) -> str:
+    """Return the type of a field in a word or two."""
+    if "anyOf" in field:
+        return " or ".join(k for k in (kind(f) for f in field["anyOf"]) if k != "null")
+    if "enum" in field:
+        return ", ".join(f"`{v}`" for v in field["enum"])
+    if "$ref" in field:
+        return "table"
+    if field.get("type") == "array":
+        return "[lower, upper]" if "prefixItems" in field else f"list of {kind(field.get('items', {}))}"
+    return {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}.get(
+        field.get("type", ""), field.get("type", "value")
+    )
+
+
+def table(properties: dict[str, Any], required: list[str]) -> list[str]:
+    """Return the Markdown rows of a section."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in properties.items():
+        default = "required" if name in required else f"`{json.dumps(field.get('default'))}`"
+        default = "–" if default in ("`null`", '`""`') or "$ref" in field else default
+        lines.append(f"| `{name}` | {kind(field)} | {default} | {field.get('description', '')} |")
+    return lines
+
+
+def page() -> str:
+    """Return the reference of a study as Markdown."""
+    definitions = schema()["$defs"]
+    lines = [
+        "# The study file",
+        "",
+        "Made by `docs/make_reference.py` from the code; the same as JSON Schema: [study.schema.json](study.schema.json).",
+        "An unknown key is an error that names the nearest valid one.",
+    ]
+    for title, text in SECTIONS.items():
+        definition = definitions[DEFINITIONS[title]]
+        lines += ["", f"## [{title}]", "", text, "", *table(definition["properties"], definition.get("required", []))]
+        if title == "columns.NAME":
+            lines += _flows()
+    return "\n".join(lines) + "\n"
+
+
+def _flows() -> list[str]:
+    lines = [
+        "",
+        "## [flow]",
+        "",
+        "`architecture` is one of the names below; left out, it is `autoregressive-spline` for up to four targets and",
+        "`coupling-spline` for more. Every other key is an option of that architecture.",
+    ]
+    for name, architecture in ARCHITECTURES.items():
+        summary = (inspect.getdoc(architecture) or "").split("\n\n")[0].replace("\n", " ")
+        options = options_model(name).model_json_schema()
+        lines += ["", f"### {name}", "", summary, "", *table(options["properties"], [])]
+    return lines
+
+
+def main() -> None:
+    """Write both files."""
+    (HERE / "study.md").write_text(page(), encoding="utf-8")
+    (HERE / "study.schema.json").write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
