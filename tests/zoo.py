@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from fluvial.core import (
     LU,
+    ActNorm,
     Affine,
     Arctan,
     Asinh,
+    BatchNorm,
     Bijection,
     Chain,
     Columnwise,
@@ -72,6 +74,8 @@ BIJECTIONS: dict[str, Entry] = {
     "inverse of asinh": Entry(lambda dim: Inverse(Asinh(1.0)), domain=(-50, 50)),
     "permutation": Entry(lambda dim: Permutation([*range(1, dim), 0])),
     "LU": Entry(LU),
+    "act norm": Entry(ActNorm),
+    "batch norm": Entry(BatchNorm),
     "rational-quadratic spline": Entry(lambda dim: RationalQuadraticSpline(dim, bins=7)),
     "rational-quadratic spline, one bin": Entry(lambda dim: RationalQuadraticSpline(dim, bins=1, bound=2.0)),
     "chain": Entry(lambda dim: Chain([_affine(dim), LU(dim), RationalQuadraticSpline(dim, bins=5)])),
@@ -107,6 +111,15 @@ FLOWS: dict[str, dict] = {
     "coupling-spline, permutation": {
         "architecture": "coupling-spline", "steps": 2, "bins": 4, "width": 24, "mixing": "permutation",
     },
+    "coupling-spline, FlashSim's kind": {
+        "architecture": "coupling-spline", "steps": 3, "bins": 8, "width": 24, "residual": True, "gate": True,
+        "batch_norm": True, "activation": "relu",
+    },
+    "coupling-affine, act norm": {"architecture": "coupling-affine", "steps": 3, "width": 24, "norm": "act"},
+    "maf, batch norm": {"architecture": "maf", "steps": 3, "width": 24, "norm": "batch", "activation": "relu", "depth": 1},
+    "autoregressive-spline, dropout": {
+        "architecture": "autoregressive-spline", "bins": 4, "width": 24, "dropout": 0.1, "gate": True,
+    },
     "coupling-spline, no mixing": {
         "architecture": "coupling-spline", "steps": 2, "bins": 4, "width": 24, "mixing": "none",
     },
@@ -115,7 +128,7 @@ FLOWS: dict[str, dict] = {
 
 def make_bijection(name: str, dim: int, dtype: torch.dtype = torch.float32) -> Bijection:
     """Return a bijection whose parameters have moved away from their start."""
-    return scatter(BIJECTIONS[name].make(dim)).to(dtype)  # type: ignore[return-value]
+    return scatter(BIJECTIONS[name].make(dim)).to(dtype).eval()  # type: ignore[return-value]
 
 
 def make_flow(name: str, targets: int, context: int, dtype: torch.dtype = torch.float32) -> ConditionalFlow:

@@ -23,25 +23,29 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same draws.", show_default="fresh")]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same draws.", show_default="fresh"),
+]
 
 
 @app.command()
 def fit(
     study: Annotated[Path, typer.Argument(help="A study file (TOML).", show_default=False)],
     runs: Runs = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Name of the new run folder.", show_default="STUDY-N")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new run folder.", show_default="STUDY-N")
+    ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Train only; no checks, no report.")] = False,
 ) -> None:
     """Train a density, check it, write the report. Ctrl-C stops early and keeps the best so far."""
     from fluvial.progress import FitProgress
+    from fluvial.record import RunFolder
     from fluvial.workflow import fit
     from fluvial.workflow.check import load_results
 
     with FitProgress() as progress:
         density = fit(study, runs=runs, name=name, check=not no_check, on_event=progress.show)
-    from fluvial.record import RunFolder
-
     assert density.folder is not None
     folder = RunFolder.open(density.folder)
     results = load_results(folder)
@@ -71,7 +75,8 @@ def sample(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .parquet, .csv or .npy.")],
     given: Annotated[
-        list[str] | None, typer.Option("--given", "-g", help="A context value, such as Z=0.001; once a column.")
+        list[str] | None,
+        typer.Option("--given", "-g", help="A context value, such as Z=0.001; once a column."),
     ] = None,
     contexts: Annotated[Path | None, typer.Option(help="A table of contexts, one a row.")] = None,
     draws: Annotated[int, typer.Option("--draws", "-n", help="Draws at each context.")] = 1,
@@ -90,7 +95,9 @@ def sample(
 @app.command("log-prob")
 def log_prob(
     run: Run,
-    table: Annotated[Path, typer.Argument(help="A table with target and context columns.", show_default=False)],
+    table: Annotated[
+        Path, typer.Argument(help="A table with target and context columns.", show_default=False)
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write: .parquet, .csv or .npy.")
     ] = None,
@@ -131,7 +138,8 @@ def runs(
     sort: Annotated[str | None, typer.Option("--sort", "-s", help="A column to sort by.")] = None,
     descending: Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")] = False,
     columns: Annotated[
-        str | None, typer.Option("--columns", "-c", help="Columns to show, comma-separated; 'all' lists them.")
+        str | None,
+        typer.Option("--columns", "-c", help="Columns to show, comma-separated; 'all' lists them."),
     ] = None,
 ) -> None:
     """Show all runs as a table."""
@@ -144,10 +152,10 @@ def runs(
     if columns == "all":
         _out(", ".join(known))
         return
-    shown = [c.strip() for c in columns.split(",")] if columns else list(SHOWN)
+    shown: list[str] = [c.strip() for c in columns.split(",")] if columns else list(SHOWN)
     for name in shown:
         if rows and name not in known:
-            raise RunError(f"No column {name!r}{nearest(name, known)}.")
+            raise RunError(f"--columns: no column {name!r}{nearest(name, known)}")
     _table([[_cell(row.get(name)) for name in shown] for row in rows], shown)
 
 
@@ -163,7 +171,7 @@ def simulate(
 
     simulators = ("binaries",)
     if application not in simulators:
-        raise StudyError(f"No simulator for {application!r}{nearest(application, simulators)}.")
+        raise StudyError(f"No simulator for {application!r}{nearest(application, simulators)}")
     from fluvial.apps.binaries import simulator
 
     path = out or Path(f"{application}.parquet")
@@ -181,11 +189,11 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one message on standard error, and exit code 2."""
+    """Run the command line; an error that a user can mend is one message on standard error, exit code 2."""
     from fluvial.errors import FluvialError
 
     try:
-        app()
+        app(prog_name="fluvial")
     except FluvialError as error:
         sys.stderr.write(f"fluvial: {error}\n")
         for note in getattr(error, "__notes__", ()):
@@ -198,6 +206,10 @@ def main() -> None:
         # The reader of our output (such as head) has gone; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        # No rights, a full disk: the system's own words name the file.
+        sys.stderr.write(f"fluvial: {error}\n")
+        sys.exit(2)
 
 
 def _values(given: list[str] | None) -> dict[str, float]:
@@ -205,13 +217,15 @@ def _values(given: list[str] | None) -> dict[str, float]:
 
     values: dict[str, float] = {}
     for text in given or []:
-        name, equals, value = text.partition("=")
+        name, _, value = text.partition("=")
+        name = name.strip()
         try:
-            if not equals:
-                raise ValueError
-            values[name.strip()] = float(value)
+            number = float(value)  # of "NAME" alone, the value is "", and no number
         except ValueError:
             raise DataError(f"--given: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
+        if name in values:
+            raise DataError(f"--given: expected {name} once; found {values[name]:g} and {number:g}.")
+        values[name] = number
     return values
 
 

@@ -13,11 +13,12 @@ from fluvial.train import EpochEvent, StepEvent
 class FitProgress:
     """Shows training events; pass :meth:`show` to ``fluvial.fit(on_event=…)``, inside a ``with`` block.
 
-    On a terminal: a bar with rows per second, losses and time left. In a log: a line each twentieth of the budget.
+    On a terminal: a bar with rows per second, losses and time left. In a log: a line each twentieth of the
+    budget.
     """
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, markup=False)
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -77,8 +78,8 @@ class FitProgress:
         if event.stopped is not None:
             self.progress.stop()
             self.console.print(
-                f"stopped: {event.stopped}; best epoch {event.best_epoch} of {event.epoch}, validation −log p "
-                f"{event.best_loss:.4f} nats per row",
+                f"stopped: {event.stopped}; best epoch {event.best_epoch} of {event.epoch}, "
+                f"validation −log p {event.best_loss:.4f} nats per row",
                 soft_wrap=True,
             )
 

@@ -9,8 +9,8 @@
 ``report.html``           one self-contained page
 ========================= ================================================================================
 
-The folder appears whole or not at all, and from its first moment says that no end was recorded; only an end that
-was reached overwrites that. So a fit that is killed leaves a true record.
+The folder appears whole or not at all, and from its first moment says that no end was recorded; only an end
+that was reached overwrites that. So a fit that is killed leaves a true record.
 """
 
 from __future__ import annotations
@@ -62,15 +62,17 @@ class RunFolder:
         Raises
         ------
         RunError
-            If a folder of that name exists, or cannot be made. Nothing half-made is left.
+            If a folder of that name exists, or cannot be made, or is no name of one folder. Nothing half-made
+            is left.
         """
-        if name is not None and (parent / name).exists():
-            raise RunError(f"Expected {parent / name} to be new; it exists. Choose another --name, or remove it.")
+        check_new(parent, name)
         try:
             parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=".new-run-", dir=parent))
         except OSError as error:
-            raise RunError(f"Could not make a run folder under {parent}: {error.strerror}.") from error
+            raise RunError(
+                f"Could not make a run folder under {parent}: {error.strerror or error}."
+            ) from error
         try:
             temporary.chmod(0o755)
             fill(cls(temporary))
@@ -94,7 +96,7 @@ class RunFolder:
         beside = [run.path.name for run in find_runs(path.parent)] if path.parent.is_dir() else []
         hint = nearest(path.name, beside)
         what = "a folder without record.json" if path.is_dir() else "a file" if path.exists() else "nothing"
-        raise RunError(f"Expected a run folder at {path}; found {what}{hint}.")
+        raise RunError(f"Expected a run folder at {path}; found {what}{hint or '.'}")
 
     @property
     def name(self) -> str:
@@ -103,11 +105,7 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """Return the record."""
-        path = self.path / RECORD
-        try:
-            return json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} is damaged: {error}.") from error
+        return _read_json(self.path / RECORD)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace the record."""
@@ -126,7 +124,8 @@ class RunFolder:
                 file.write(line)
         except OSError as error:
             raise RunError(
-                f"Could not write {self.path / METRICS}: {error.strerror}. The density saved before is whole."
+                f"Could not write {self.path / METRICS}: {error.strerror or error}. The density saved before "
+                "is whole; mend the cause (a full disk, missing rights) and fit again."
             ) from error
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -136,7 +135,10 @@ class RunFolder:
             return []
         lines = path.read_text(encoding="utf-8").split("\n")
         complete = lines[:-1]  # what follows the last line end is empty, or cut short
-        return [json.loads(line) for line in complete]
+        try:
+            return [json.loads(line) for line in complete]
+        except ValueError as error:
+            raise RunError(f"{path} is damaged ({error}); restore it, or fit again.") from error
 
     def density_folder(self) -> Path:
         """Return the folder that holds ``density.json``: the run folder itself."""
@@ -145,11 +147,45 @@ class RunFolder:
     def checks(self) -> dict[str, Any] | None:
         """Return the results of the checks, or ``None`` if none have been made."""
         path = self.path / CHECKS
-        return json.loads(path.read_bytes()) if path.exists() else None
+        return _read_json(path) if path.exists() else None
+
+
+_TAKEN = "Expected {} to be new; it exists. Choose another --name, or remove it."
+
+
+def check_new(parent: Path, name: str | None) -> None:
+    """Raise :class:`~fluvial.errors.RunError` if a new run cannot have this name; ``None`` always can.
+
+    A name is one folder under the folder of runs that a listing shows, and not yet there. Asked before the
+    data are read, this saves the wait.
+    """
+    if name is None:
+        return
+    if not name or name.startswith(".") or set(name) & {"/", "\\", "\0"}:
+        raise RunError(
+            f"--name: expected the name of one new folder, without slashes or a leading dot; found {name!r}."
+        )
+    if (parent / name).exists():
+        raise RunError(_TAKEN.format(parent / name))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}); restore it, or fit again.") from error
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{path} is damaged (expected an object, found {value!r:.40}); restore it, or fit again."
+        )
+    return value
 
 
 def _claim(temporary: Path, parent: Path, stem: str, name: str | None) -> Path:
-    """Rename the filled folder to its name. Renaming onto a folder with files fails, so two fits never share one."""
+    """Rename the filled folder to its name.
+
+    Renaming onto a folder with files fails, so two fits never share one.
+    """
     number = 1
     while True:
         path = parent / (name if name is not None else f"{stem}-{number}")
@@ -159,9 +195,9 @@ def _claim(temporary: Path, parent: Path, stem: str, name: str | None) -> Path:
                 return path
         except OSError as error:
             if not path.exists():
-                raise RunError(f"Could not make the run folder {path}: {error.strerror}.") from error
+                raise RunError(f"Could not make the run folder {path}: {error.strerror or error}.") from error
         if name is not None:
-            raise RunError(f"Expected {path} to be new; it exists. Choose another --name, or remove it.")
+            raise RunError(_TAKEN.format(path))
         number += 1
 
 
@@ -207,7 +243,7 @@ def _processor() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of JSON's own types: paths as text, numpy scalars as numbers, NaN and infinity as ``None``."""
+    """Return a value of JSON's own types: paths as text, numpy's numbers as Python's, NaN and ±∞ ``None``."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

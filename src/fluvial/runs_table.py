@@ -11,12 +11,21 @@ from fluvial.errors import RunError, StudyError, nearest
 from fluvial.record import RunFolder
 
 #: Columns shown when none are asked for.
-SHOWN = ("name", "architecture", "status", "best_loss", "test_nll", "epochs", "minutes", "weights", "verdict", "started")
+SHOWN: tuple[str, ...] = (
+    "name", "architecture", "status", "best_loss", "test_nll",
+    "epochs", "minutes", "weights", "verdict", "started",
+)  # fmt: skip
 
 
 def flat_row(run: RunFolder) -> dict[str, Any]:
-    """Return one run as flat names and values: losses in nats per row, times in minutes, and every option."""
-    record = run.record()
+    """Return one run as flat names and values: losses in nats per row, times in minutes, every option.
+
+    A run whose record cannot be read is still a row, with ``status`` "damaged": it hides no other.
+    """
+    try:
+        record: dict[str, Any] = run.record()
+    except RunError:
+        record = {"status": "damaged"}
     study = record.get("study", {})
     training = record.get("training", {})
     row: dict[str, Any] = {**study.get("training", {}), **study.get("flow", {})}
@@ -45,19 +54,28 @@ def flat_row(run: RunFolder) -> dict[str, Any]:
 def select(
     rows: Sequence[Mapping[str, Any]], where: str | None, sort: str | None, *, descending: bool = False
 ) -> list[Mapping[str, Any]]:
-    """Return the rows for which an expression holds, in the order of a column; rows without a value come last.
+    """Return the rows for which an expression holds, in the order of a column; those without a value last.
 
     >>> rows = [{"architecture": "maf", "best_loss": 5.0}, {"architecture": "maf", "best_loss": 5.3}]
     >>> select(rows, 'architecture == "maf" and best_loss < 5.1', None)
     [{'architecture': 'maf', 'best_loss': 5.0}]
+
+    Raises
+    ------
+    StudyError
+        If the expression is not one (see :func:`compile_filter`).
+    RunError
+        If there is no column of the name to sort by.
     """
     out = list(rows)
+    if not out:
+        return out  # no rows, so no column names to hold the expression against
     if where:
         predicate = compile_filter(where, _names(rows))
         out = [row for row in out if predicate(row)]
     if sort:
-        if rows and sort not in _names(rows):
-            raise RunError(f"Cannot sort by {sort!r}: no such column{nearest(sort, _names(rows))}.")
+        if sort not in _names(rows):
+            raise RunError(f"Cannot sort by {sort!r}: no such column{nearest(sort, _names(rows))}")
         known = [r for r in out if r.get(sort) is not None]
         known.sort(key=lambda r: (isinstance(r[sort], str), r[sort]), reverse=descending)
         out = known + [r for r in out if r.get(sort) is None]
@@ -81,15 +99,21 @@ def compile_filter(expression: str, names: Sequence[str]) -> Callable[[Mapping[s
 
     It is parsed, never executed as code. A comparison with a value that a row lacks is false.
 
+    >>> fast = compile_filter("1 < epochs <= 30 and not minutes > 5", ["epochs", "minutes"])
+    >>> fast({"epochs": 20, "minutes": 3.2}), fast({"epochs": None, "minutes": 3.2})
+    (True, False)
+
     Raises
     ------
     StudyError
-        If the expression does not parse, uses anything else, or names an unknown column.
+        If the expression does not parse, uses anything else, or names an unknown column; from the predicate,
+        if it compares a text with a number.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise StudyError(f"Filter {expression!r} does not parse: {error.msg}.") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = getattr(error, "msg", None) or error
+        raise StudyError(f"Filter {expression!r:.200} does not parse: {reason}.") from None
     _validate(tree, expression, names)
     return lambda row: bool(_evaluate(tree, row))
 
@@ -97,7 +121,7 @@ def compile_filter(expression: str, names: Sequence[str]) -> Callable[[Mapping[s
 def _validate(node: ast.AST, expression: str, names: Sequence[str]) -> None:
     for part in ast.walk(node):
         if isinstance(part, ast.Name) and part.id not in names:
-            raise StudyError(f"Filter {expression!r}: {part.id!r} is not a column{nearest(part.id, names)}.")
+            raise StudyError(f"Filter {expression!r}: {part.id!r} is not a column{nearest(part.id, names)}")
         allowed = (
             ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, ast.Name, ast.Load,
             ast.Constant, ast.Tuple, ast.List, ast.cmpop,
@@ -118,7 +142,10 @@ def _evaluate(node: ast.AST, row: Mapping[str, Any]) -> Any:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return not _evaluate(operand, row)
         case ast.UnaryOp(operand=operand):
-            return -_evaluate(operand, row)
+            value = _evaluate(operand, row)
+            if isinstance(value, (str, list)):
+                raise StudyError(f"Filter: expected a number after the minus sign; found {value!r}.")
+            return None if value is None else -value
         case ast.Name(id=name):
             return row.get(name)
         case ast.Constant(value=value):
@@ -135,9 +162,13 @@ def _compare(op: ast.cmpop, a: Any, b: Any) -> bool:
     if a is None or b is None:
         return False
     try:
+        if isinstance(op, (ast.Eq, ast.NotEq)) and isinstance(a, str) != isinstance(b, str):
+            raise TypeError  # Python would say "not equal", and a forgotten quote would hide every row
         return _COMPARE[type(op)](a, b)
     except TypeError:
-        raise StudyError(f"Filter: cannot compare {a!r} with {b!r}; text goes in quotes, numbers without.") from None
+        raise StudyError(
+            f"Filter: cannot compare {a!r} with {b!r}; text goes in quotes, numbers without."
+        ) from None
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

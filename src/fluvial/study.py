@@ -1,8 +1,8 @@
 """The study: the TOML file that says what to fit and how, read strictly into values.
 
-An unknown key is an error that names the nearest valid one; a value that cannot be is an error that names its key.
-Every option of an architecture is a key under ``[flow]``: they come from the architecture's own signature, so a study
-and the code cannot drift apart.
+An unknown key is an error that names the nearest valid one; a value that cannot be is an error that names its
+key. Every option of an architecture is a key under ``[flow]``: they come from the architecture's own
+signature, so a study and the code cannot drift apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -30,13 +31,16 @@ from pydantic import (
 from fluvial.data.schema import Column, Role, Schema, Support
 from fluvial.data.transforms import choose_transform, implied_support
 from fluvial.errors import StudyError, nearest
-from fluvial.flows.build import ARCHITECTURES, default_architecture
+from fluvial.flows.build import ARCHITECTURES, build_flow, default_architecture
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
+Names = Annotated[list[str], Field(strict=False)]  # from Python, a tuple will do
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: `epochs = "30"` and `epochs = true` are mistakes, not numbers; `clip = 5` is a number.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class SplitSection(_Section):
@@ -58,12 +62,16 @@ class DataSection(_Section):
     """Which table, which columns, which rows."""
 
     source: str
-    targets: Annotated[list[str], Field(min_length=1)]
-    context: list[str] = []
+    targets: Annotated[Names, Field(min_length=1)]
+    context: Names = []
     split: SplitSection = SplitSection()
-    seed: int = Field(0, ge=0, description="decides which row falls in which split")
-    missing: Literal["error", "drop"] = Field("error", description="what to do with rows that hold NaN or infinity")
-    outside: Literal["error", "drop"] = Field("error", description="what to do with rows outside a support")
+    seed: Seed = Field(default=0, description="decides which row falls in which split")
+    missing: Literal["error", "drop"] = Field(
+        default="error", description="what to do with rows that hold NaN or infinity"
+    )
+    outside: Literal["error", "drop"] = Field(
+        default="error", description="what to do with rows outside a support"
+    )
 
     @model_validator(mode="after")
     def _once(self) -> DataSection:
@@ -76,16 +84,20 @@ class DataSection(_Section):
 
 def _read_support(value: Any) -> Any:
     if value == "positive":
-        return [0.0, math.inf]
+        return (0.0, math.inf)
     if value == "real":
-        return [-math.inf, math.inf]
-    if isinstance(value, str):
-        raise ValueError(f"expected 'positive', 'real' or [lower, upper]; found {value!r}")
-    return value
+        return (-math.inf, math.inf)
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return tuple(value)
+    if value is None:
+        return None
+    raise ValueError(f"expected 'positive', 'real' or [lower, upper]; found {value!r}")
 
 
 class ColumnSection(_Section):
     """What a study says of one column."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # a bound may be inf
 
     unit: str = ""
     support: Annotated[tuple[float, float] | None, BeforeValidator(_read_support)] = None
@@ -102,16 +114,24 @@ class ColumnSection(_Section):
 class TrainingSection(_Section):
     """The training budget and the optimiser."""
 
-    epochs: PositiveInt | None = Field(None, description="passes over the training rows; 100 if minutes is left out")
-    minutes: PositiveFloat | None = Field(None, description="wall time; with epochs too, whichever ends first")
+    epochs: PositiveInt | None = Field(
+        default=None, description="passes over the training rows; 100 if minutes is left out"
+    )
+    minutes: PositiveFloat | None = Field(
+        default=None, description="wall time; with epochs too, whichever ends first"
+    )
     batch_size: PositiveInt = 512
     learning_rate: PositiveFloat = 2e-3
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after warm-up; cosine falls to zero")
-    warmup: Fraction = Field(0.02, description="share of the budget in which the learning rate rises")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="after warm-up; cosine falls to zero"
+    )
+    warmup: Fraction = Field(default=0.02, description="share of the budget in which the learning rate rises")
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    clip: PositiveFloat = Field(5.0, description="largest norm of a gradient")
-    patience: PositiveInt | None = Field(None, description="epochs without a better validation loss before stopping")
-    seed: int = Field(0, ge=0, description="decides the initial weights and the order of rows")
+    clip: PositiveFloat = Field(default=5.0, description="largest norm of a gradient")
+    patience: PositiveInt | None = Field(
+        default=None, description="epochs without a better validation loss before stopping"
+    )
+    seed: Seed = Field(default=0, description="decides the initial weights and the order of rows")
 
     @property
     def epoch_limit(self) -> int | None:
@@ -122,11 +142,13 @@ class TrainingSection(_Section):
 class CheckSection(_Section):
     """How the density is checked after training, on rows that it has not seen."""
 
-    contexts: PositiveInt = Field(2000, description="test rows whose contexts are drawn at")
-    draws: Annotated[int, Field(ge=50)] = Field(500, description="draws at each of them")
-    seed: int = Field(0, ge=0)
-    truth: str | None = Field(None, description="a column with the exact log-density of each row, if it is known")
-    kl_threshold: PositiveFloat = Field(0.05, description="largest KL(truth‖fit) in nats that passes")
+    contexts: PositiveInt = Field(default=2000, description="test rows whose contexts are drawn at")
+    draws: Annotated[int, Field(ge=50)] = Field(default=500, description="draws at each of them")
+    seed: Seed = Field(default=0, description="decides which test rows, and the draws")
+    truth: str | None = Field(
+        default=None, description="a column with the exact log-density of each row, if it is known"
+    )
+    kl_threshold: PositiveFloat = Field(default=0.05, description="largest KL(truth‖fit) in nats that passes")
 
 
 class Study(_Section):
@@ -177,7 +199,8 @@ def read_study(path: str | Path) -> tuple[Study, str]:
     Raises
     ------
     StudyError
-        If the file is missing or not TOML, or holds an unknown key or an impossible value. One message names all.
+        If the file is missing or not TOML, or holds an unknown key or an impossible value. One message names
+        all of them.
     """
     path = Path(path)
     try:
@@ -185,7 +208,7 @@ def read_study(path: str | Path) -> tuple[Study, str]:
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         hint = nearest(path.name, beside) if beside else "; there is no .toml file in that folder"
-        raise StudyError(f"Expected a study at {path}; found no such file{hint}.") from None
+        raise StudyError(f"Expected a study at {path}; found no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"Could not read the study {path}: {error}.") from error
     try:
@@ -213,23 +236,36 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
     for name in study.columns:
         if name not in used:
             raise StudyError(
-                f"{where}: [columns.{name}] is neither a target nor a context column{nearest(name, used)}."
+                f"{where}: [columns.{name}] is neither a target nor a context column{nearest(name, used)}"
             )
+    if study.check.truth in used:
+        raise StudyError(
+            f"{where}: [check] truth = {study.check.truth!r} is a target or context column; expected one "
+            "of its own."
+        )
     architecture = study.architecture
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         hint = nearest(str(architecture), ARCHITECTURES)
-        raise StudyError(f"{where}: [flow] architecture {architecture!r} is not known{hint}.")
+        raise StudyError(f"{where}: [flow] architecture {architecture!r} is not known{hint}")
     model = options_model(architecture)
     try:
         model(**{k: v for k, v in study.flow.items() if k != "architecture"})
     except ValidationError as error:
         raise StudyError(_explain(error, model, where, prefix=("flow",))) from None
     try:
-        for column in study.schema_.columns:
-            choose_transform(column)
+        _try(study)
     except StudyError as error:
         raise StudyError(f"{where}: {error}") from None
     return study
+
+
+def _try(study: Study) -> None:
+    """Choose every transform and build the flow once: what cannot be is found before any data are read."""
+    for column in study.schema_.columns:
+        choose_transform(column)
+    targets, context = len(study.data.targets), len(study.data.context)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        build_flow(study.architecture, targets=targets, context=context, **study.flow_options)
 
 
 def options_model(architecture: str) -> type[BaseModel]:
@@ -240,7 +276,7 @@ def options_model(architecture: str) -> type[BaseModel]:
     for name, parameter in inspect.signature(init).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             fields[name] = (hints[name], parameter.default)
-    return create_model(architecture, __config__=ConfigDict(extra="forbid", strict=False), **fields)
+    return create_model(architecture, __config__=_Section.model_config, **fields)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix: tuple[str, ...] = ()) -> str:
@@ -255,9 +291,11 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix:
             lines.append(f"{_key(path)} is not a known key{nearest(location[-1], known)}")
         elif problem["type"] == "missing":
             lines.append(f"{_key(path)} is missing")
+        elif problem["type"] in ("model_type", "dict_type"):
+            lines.append(f"{_key(path)}: expected a table of keys; found {problem['input']!r:.80}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            found = "" if problem["type"] == "value_error" else f"; found {problem['input']!r}"
+            found = "" if problem["type"] == "value_error" else f"; found {problem['input']!r:.80}"
             lines.append(f"{_key(path)}: {message[0].lower()}{message[1:]}{found}")
     return "\n".join(f"{where}: {line}" for line in lines)
 
@@ -268,10 +306,8 @@ def _key(path: tuple[str, ...]) -> str:
     >>> _key(("training", "epochs")), _key(("columns", "Z", "unit")), _key(("data",))
     ('[training] epochs', '[columns.Z] unit', '[data]')
     """
-    if len(path) == 1:
-        return f"[{path[0]}]"
-    depth = 2 if path[0] == "columns" and len(path) > 2 else 1
-    return f"[{'.'.join(path[:depth])}] {'.'.join(path[depth:])}"
+    depth = 2 if path[0] == "columns" else 1
+    return f"[{'.'.join(path[:depth])}] {'.'.join(path[depth:])}".rstrip()
 
 
 def _keys_at(model: Any, location: tuple[str, ...]) -> list[str]:

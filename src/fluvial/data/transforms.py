@@ -1,8 +1,8 @@
 r"""Column transforms: from physical columns to standardised real numbers and back, exactly.
 
-Each column gets a chain of scalar bijections: one that takes its support to the real line, then a standardisation to
-mean 0 and variance 1 over the training rows. All of it is counted in ``log_prob``, and its inverse cannot leave
-the support. Transforms work in float64: they stand where units of 1e−4 and of 1e10 meet.
+Each column gets a chain of scalar bijections: one that takes its support to the real line, then a
+standardisation to mean 0 and variance 1 over the training rows. All of it is counted in ``log_prob``, and its
+inverse cannot leave the support. Transforms work in float64: they stand where units of 1e−4 and of 1e10 meet.
 
 ========== ============================= =====================================================
 name       support                       map before standardisation
@@ -26,7 +26,7 @@ import torch
 
 from fluvial.core import Affine, Asinh, Bijection, Chain, Columnwise, Log, Logit, Softplus
 from fluvial.data.schema import Column, Support
-from fluvial.errors import StudyError, nearest
+from fluvial.errors import DataError, StudyError, nearest
 
 TRANSFORMS = ("standardise", "log", "softplus", "logit", "asinh")
 
@@ -65,23 +65,25 @@ def choose_transform(column: Column) -> str:
     if name is None:
         return "logit" if lower and upper else "log" if lower or upper else "standardise"
     if name not in TRANSFORMS:
-        raise StudyError(f"{where} transform {name!r} is not known{nearest(name, TRANSFORMS)}.")
+        raise StudyError(f"{where} transform {name!r} is not known{nearest(name, TRANSFORMS)}")
     if name == "logit" and not (lower and upper):
         raise StudyError(f"{where} transform 'logit' needs support = [a, b]; found {column.support}.")
     if name in ("log", "softplus") and lower == upper:
         raise StudyError(
-            f"{where} transform {name!r} needs a support bounded on one side, such as 'positive'; found {column.support}."
+            f"{where} transform {name!r} needs a support bounded on one side, such as 'positive'; "
+            f"found {column.support}."
         )
     if name in ("standardise", "asinh") and column.role == "target" and (lower or upper):
         fit = "logit" if lower and upper else "log or softplus"
         raise StudyError(
-            f"{where} transform {name!r} cannot keep draws inside the support {column.support}; use {fit}, or drop support."
+            f"{where} transform {name!r} cannot keep draws inside the support {column.support}; use {fit}, "
+            "or drop support."
         )
     return name
 
 
 class ColumnTransforms:
-    """The fitted transforms of an ordered set of columns: ``[n, D]`` in units to ``[n, D]`` standardised, and back."""
+    """The fitted transforms of ordered columns: ``[*batch, D]`` in units to standardised, and back."""
 
     def __init__(self, names: Sequence[str], steps: Sequence[Steps]):
         self.names = list(names)
@@ -90,17 +92,27 @@ class ColumnTransforms:
 
     @classmethod
     def fit(cls, columns: Sequence[Column], table: Mapping[str, np.ndarray]) -> ColumnTransforms:
-        """Fit to the rows of a table, every one inside the supports, none constant."""
+        """Fit to the rows of a table, every one inside the supports, none constant.
+
+        Raises
+        ------
+        DataError
+            If a column spreads too little, or too far, to be standardised in float64.
+        """
         return cls([c.name for c in columns], [_fit_column(c, table[c.name]) for c in columns])
 
     def forward(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return standardised values and logdet (both float64) for ``values: [*batch, D]`` in units."""
+        if not self.names:  # no context
+            return values, np.zeros(values.shape[:-1])
         with torch.no_grad():
             z, logdet = self.bijection(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)))
         return z.numpy(), logdet.numpy()
 
     def inverse(self, z: np.ndarray) -> np.ndarray:
-        """Return values in units for standardised ``z: [*batch, D]``; always finite and strictly inside the supports."""
+        """Return values in units for standardised ``z: [*batch, D]``, strictly inside the supports."""
+        if not self.names:
+            return z
         with torch.no_grad():
             x, _ = self.bijection.inverse(torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64)))
         return x.numpy()
@@ -116,7 +128,10 @@ class ColumnTransforms:
 
     def describe(self) -> dict[str, str]:
         """Return one readable line for each column, such as ``log(x), standardised``."""
-        return {name: ", ".join(_DESCRIBE[s["kind"]](s) for s in steps) for name, steps in self.to_json().items()}
+        return {
+            name: ", ".join(_DESCRIBE[s["kind"]](s) for s in steps)
+            for name, steps in zip(self.names, self.steps, strict=True)
+        }
 
 
 def _fit_column(column: Column, values: np.ndarray) -> Steps:
@@ -139,7 +154,17 @@ def _fit_column(column: Column, values: np.ndarray) -> Steps:
         shift, width = float(np.median(values)), float(high - low) or float(values.std())
         steps += [{"kind": "affine", "shift": shift, "scale": 1.0}, {"kind": "asinh", "width": width}]
     z = _chain(steps)(torch.from_numpy(values[:, None]))[0].numpy()
-    return [*steps, {"kind": "affine", "shift": float(z.mean()), "scale": float(z.std())}]
+    with np.errstate(over="ignore", invalid="ignore"):
+        shift, scale = float(z.mean()), float(z.std())
+    # A spread of a few steps of float64 is rounding, not physics; one beyond its range has no square.
+    if not (math.isfinite(scale) and scale > 8 * np.finfo(float).eps * abs(shift)):
+        raise DataError(
+            f"Column {column.name} runs from {values.min():.17g} to {values.max():.17g} in the train split; "
+            f"after {name} its standard deviation is {scale:.3g} about {shift:.3g}, so it cannot be "
+            "standardised in float64. Give it in another unit, subtract an offset, or set another transform "
+            f"under [columns.{column.name}]."
+        )
+    return [*steps, {"kind": "affine", "shift": shift, "scale": scale}]
 
 
 def _chain(steps: Steps) -> Chain:

@@ -2,7 +2,7 @@
 
 from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
 from fluvial.flows.build import ARCHITECTURES, build_flow
-from fluvial.flows.coupling import CouplingSpline
+from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import ConditionalFlow, FlowDistribution
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "MAF",
     "AutoregressiveSpline",
     "ConditionalFlow",
+    "CouplingAffine",
     "CouplingSpline",
     "FlowDistribution",
     "build_flow",

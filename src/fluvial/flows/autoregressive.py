@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fluvial.core import Bijection, Chain
 from fluvial.flows.flow import ConditionalFlow
-from fluvial.flows.mixing import Mixing, mixing_between
+from fluvial.flows.mixing import Mixing, Norm, mixing_between, norm_between
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
 from fluvial.nets import MLP
 
@@ -58,10 +58,12 @@ class MAF(ConditionalFlow):
         Numbers of targets and of context columns.
     steps : int
         Autoregressive steps, with ``mixing`` between them.
-    width, depth, residual, activation
+    width, depth, residual, activation, gate, batch_norm, dropout
         The conditioner of each step; see :class:`fluvial.nets.MLP`.
     mixing : str
-        ``reverse``, ``permutation``, ``lu`` or ``none``.
+        Between steps: ``reverse``, ``permutation``, ``lu`` (a learned matrix) or ``none``.
+    norm : str
+        Between steps: ``none``, ``batch`` (batch norm) or ``act`` (act norm).
     """
 
     def __init__(
@@ -74,11 +76,18 @@ class MAF(ConditionalFlow):
         depth: int = 2,
         residual: bool = False,
         activation: str = "silu",
+        gate: bool = False,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
         mixing: Mixing = "reverse",
+        norm: Norm = "none",
     ):
-        network = {"width": width, "depth": depth, "residual": residual, "activation": activation}
+        network = {
+            "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
+            "batch_norm": batch_norm, "dropout": dropout,
+        }  # fmt: skip
         super().__init__(
-            _chain(targets, context, steps, AffineTransformer(), mixing, network),
+            _chain(targets, context, steps, AffineTransformer(), mixing, norm, network),
             targets=targets,
             context=context,
         )
@@ -89,7 +98,7 @@ class AutoregressiveSpline(ConditionalFlow):
 
     Parameters
     ----------
-    targets, context, steps, width, depth, residual, activation, mixing
+    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm
         As for :class:`MAF`.
     bins : int
         Bins of every spline.
@@ -107,25 +116,32 @@ class AutoregressiveSpline(ConditionalFlow):
         depth: int = 1,
         residual: bool = True,
         activation: str = "silu",
+        gate: bool = False,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
         mixing: Mixing = "reverse",
+        norm: Norm = "none",
         bins: int = 32,
         bound: float = 5.0,
     ):
-        network = {"width": width, "depth": depth, "residual": residual, "activation": activation}
+        network = {
+            "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
+            "batch_norm": batch_norm, "dropout": dropout,
+        }  # fmt: skip
         check_sizes(bins=bins)
         transformer = SplineTransformer(bins, bound)
         super().__init__(
-            _chain(targets, context, steps, transformer, mixing, network), targets=targets, context=context
+            _chain(targets, context, steps, transformer, mixing, norm, network), targets=targets, context=context
         )
 
 
 def _chain(
-    targets: int, context: int, steps: int, transformer: Transformer, mixing: Mixing, network: dict
+    targets: int, context: int, steps: int, transformer: Transformer, mixing: Mixing, norm: Norm, network: dict
 ) -> Chain:
     check_sizes(targets=targets, context=context, steps=steps, width=network["width"], depth=network["depth"])
     bijections: list[Bijection] = []
     for step in range(steps):
         if step:
-            bijections += mixing_between(mixing, targets, step)
+            bijections += norm_between(norm, targets) + mixing_between(mixing, targets, step)
         bijections.append(Autoregressive(targets, context, transformer, **network))
     return Chain(bijections)

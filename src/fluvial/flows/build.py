@@ -6,12 +6,13 @@ from typing import Any
 
 from fluvial.errors import StudyError, nearest
 from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
-from fluvial.flows.coupling import CouplingSpline
+from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import ConditionalFlow
 
 ARCHITECTURES: dict[str, type[ConditionalFlow]] = {
     "maf": MAF,
     "autoregressive-spline": AutoregressiveSpline,
+    "coupling-affine": CouplingAffine,
     "coupling-spline": CouplingSpline,
 }
 

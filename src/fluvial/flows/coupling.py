@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fluvial.core import Bijection, Chain, Permutation
 from fluvial.flows.flow import ConditionalFlow
-from fluvial.flows.mixing import Mixing, mixing_between
-from fluvial.flows.transformer import SplineTransformer, Transformer, check_sizes
+from fluvial.flows.mixing import Mixing, Norm, mixing_between, norm_between
+from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
 from fluvial.nets import MLP
 
 
@@ -53,19 +53,57 @@ class Coupling(Bijection):
         return torch.cat(parts, dim=-1), log_slope.sum(-1)
 
 
+class CouplingAffine(ConditionalFlow):
+    """Coupling flow with affine steps (RealNVP).
+
+    Parameters
+    ----------
+    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm
+        As for :class:`CouplingSpline`.
+    """
+
+    def __init__(
+        self,
+        targets: int,
+        context: int = 0,
+        *,
+        steps: int = 8,
+        width: int = 128,
+        depth: int = 2,
+        residual: bool = False,
+        activation: str = "silu",
+        gate: bool = False,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        mixing: Mixing = "lu",
+        norm: Norm = "none",
+    ):
+        network = {
+            "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
+            "batch_norm": batch_norm, "dropout": dropout,
+        }  # fmt: skip
+        chain = _chain(targets, context, steps, AffineTransformer(), mixing, norm, network)
+        super().__init__(chain, targets=targets, context=context)
+
+
 class CouplingSpline(ConditionalFlow):
     """Coupling flow whose steps are rational-quadratic splines; the default for many targets.
+
+    FlashSim's flow is ``steps = 17, width = 298, depth = 10, residual = true, gate = true, batch_norm = true, bins = 128,
+    activation = "relu"``.
 
     Parameters
     ----------
     targets, context : int
         Numbers of targets and of context columns.
     steps : int
-        Coupling steps, at least 2 for two or more targets: each maps half of the coordinates. ``mixing`` stands between.
-    width, depth, residual, activation
+        Coupling steps, at least 2 for two or more targets: each maps half of the coordinates.
+    width, depth, residual, activation, gate, batch_norm, dropout
         The conditioner of each step; see :class:`fluvial.nets.MLP`.
     mixing : str
-        ``lu``, ``permutation``, ``reverse`` or ``none``.
+        Between steps: ``lu`` (a learned matrix), ``permutation``, ``reverse`` or ``none``.
+    norm : str
+        Between steps: ``none``, ``batch`` (batch norm) or ``act`` (act norm).
     bins : int
         Bins of every spline.
     bound : float
@@ -82,25 +120,37 @@ class CouplingSpline(ConditionalFlow):
         depth: int = 2,
         residual: bool = False,
         activation: str = "silu",
+        gate: bool = False,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
         mixing: Mixing = "lu",
+        norm: Norm = "none",
         bins: int = 16,
         bound: float = 5.0,
     ):
-        check_sizes(targets=targets, context=context, steps=steps, width=width, depth=depth, bins=bins)
-        if targets > 1 and steps < 2:
-            raise ValueError(
-                "Expected at least 2 coupling steps: one alone leaves half of the targets as they are; got 1."
-            )
-        network = {"width": width, "depth": depth, "residual": residual, "activation": activation}
-        transformer = SplineTransformer(bins, bound)
-        bijections: list[Bijection] = []
-        for step in range(steps):
-            if step:
-                bijections += _mixing(mixing, targets, step)
-            # A reordering brings the other half into place by itself; else the steps take the halves in turn.
-            flip = mixing in ("lu", "none") and step % 2 == 1
-            bijections.append(Coupling(targets, context, transformer, flip=flip, **network))
-        super().__init__(Chain(bijections), targets=targets, context=context)
+        check_sizes(bins=bins)
+        network = {
+            "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
+            "batch_norm": batch_norm, "dropout": dropout,
+        }  # fmt: skip
+        chain = _chain(targets, context, steps, SplineTransformer(bins, bound), mixing, norm, network)
+        super().__init__(chain, targets=targets, context=context)
+
+
+def _chain(
+    targets: int, context: int, steps: int, transformer: Transformer, mixing: Mixing, norm: Norm, network: dict
+) -> Chain:
+    check_sizes(targets=targets, context=context, steps=steps, width=network["width"], depth=network["depth"])
+    if targets > 1 and steps < 2:
+        raise ValueError("Expected at least 2 coupling steps: one alone leaves half of the targets as they are; got 1.")
+    bijections: list[Bijection] = []
+    for step in range(steps):
+        if step:
+            bijections += norm_between(norm, targets) + _mixing(mixing, targets, step)
+        # A reordering brings the other half into place by itself; else the steps take the halves in turn.
+        flip = mixing in ("lu", "none") and step % 2 == 1
+        bijections.append(Coupling(targets, context, transformer, flip=flip, **network))
+    return Chain(bijections)
 
 
 def _mixing(kind: Mixing, dim: int, step: int) -> list[Bijection]:

@@ -1,4 +1,4 @@
-"""What stands between the steps of a flow: a fixed permutation, or a learned matrix."""
+"""What stands between the steps of a flow: a fixed permutation or a learned matrix, and a normalisation."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 
-from fluvial.core import LU, Bijection, Permutation
+from fluvial.core import LU, ActNorm, BatchNorm, Bijection, Permutation
 
 Mixing = Literal["reverse", "permutation", "lu", "none"]
+Norm = Literal["none", "batch", "act"]
 
 
 def mixing_between(kind: Mixing, dim: int, step: int) -> list[Bijection]:
@@ -27,3 +28,14 @@ def mixing_between(kind: Mixing, dim: int, step: int) -> list[Bijection]:
     if kind == "lu":
         return [LU(dim)]
     raise ValueError(f"Expected mixing to be one of reverse, permutation, lu, none; got {kind!r}.")
+
+
+def norm_between(kind: Norm, dim: int) -> list[Bijection]:
+    """Return the normalisation between two steps: nothing, or one bijection."""
+    if kind == "none":
+        return []
+    if kind == "batch":
+        return [BatchNorm(dim)]
+    if kind == "act":
+        return [ActNorm(dim)]
+    raise ValueError(f"Expected norm to be one of none, batch, act; got {kind!r}.")

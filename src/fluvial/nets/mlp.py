@@ -31,6 +31,13 @@ class MLP(nn.Module):
         Pre-activation residual blocks (He et al. 2016) instead of plain layers.
     activation : str
         One of ``relu``, ``silu``, ``elu``, ``tanh``.
+    gate : bool
+        Residual blocks only: multiply what each block adds by a sigmoid of a linear map of the context (the gated
+        linear unit of nflows' and FlashSim's conditioners).
+    batch_norm : bool
+        Residual blocks only: batch normalisation before each of their activations.
+    dropout : float
+        Share of hidden units dropped in training, in every block or layer.
     output_degrees : sequence of int, optional
         Makes the network autoregressive (Germain et al. 2015, MADE): input i has degree i + 1, and output j sees only
         inputs whose degree is at most ``output_degrees[j]``. Hidden units of degree 0 see the context alone, so every
@@ -47,6 +54,9 @@ class MLP(nn.Module):
         depth: int = 2,
         residual: bool = False,
         activation: str = "silu",
+        gate: bool = False,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
         output_degrees: Sequence[int] | None = None,
     ):
         super().__init__()
@@ -54,6 +64,10 @@ class MLP(nn.Module):
             raise ValueError(
                 f"Expected activation to be one of {', '.join(ACTIVATIONS)}; got {activation!r}."
             )
+        if (gate or batch_norm) and not residual:
+            raise ValueError("Expected residual = true with gate or batch_norm: they belong to residual blocks.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"Expected dropout from 0 to below 1; got {dropout}.")
         self.residual = residual
         self.activation = ACTIVATIONS[activation]()
         hidden = degrees = outs = None
@@ -69,6 +83,10 @@ class MLP(nn.Module):
         self.from_context = nn.Linear(context, width, bias=self.from_x is None) if context else None
         layers = 2 * depth if residual else depth - 1
         self.hidden = nn.ModuleList(_linear(width, width, hidden, hidden) for _ in range(layers))
+        gates = depth if gate and context else 0
+        self.gates = nn.ModuleList(nn.Linear(context, width) for _ in range(gates))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width, eps=1e-3) for _ in range(layers if batch_norm else 0))
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.last = _linear(width, outputs, hidden, outs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -82,12 +100,30 @@ class MLP(nn.Module):
             terms.append(self.from_context(context))
         h = terms[0] if len(terms) == 1 else terms[0] + terms[1]
         if self.residual:
-            for first, second in zip(self.hidden[::2], self.hidden[1::2], strict=True):
-                h = h + second(self.activation(first(self.activation(h))))
+            for block in range(len(self.hidden) // 2):
+                h = h + self._block(block, h, context)
         else:
             for layer in self.hidden:
-                h = layer(self.activation(h))
+                h = layer(self._drop(self.activation(h)))
         return self.last(self.activation(h))
+
+    def _block(self, block: int, h: Tensor, context: Tensor | None) -> Tensor:
+        """Return what a residual block adds: norm, activation, layer, twice, then the gate."""
+        out = h
+        for i in (2 * block, 2 * block + 1):
+            if self.norms:
+                # BatchNorm1d takes [n, width]; the leading dimensions are all batch.
+                out = self.norms[i](out.reshape(-1, out.shape[-1])).reshape(out.shape)
+            out = self.activation(out)
+            if i % 2:
+                out = self._drop(out)
+            out = self.hidden[i](out)
+        if self.gates:
+            out = out * torch.sigmoid(self.gates[block](context))
+        return out
+
+    def _drop(self, h: Tensor) -> Tensor:
+        return h if self.dropout is None else self.dropout(h)
 
 
 class MaskedLinear(nn.Linear):

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.data.readers import fingerprint, open_table
-from fluvial.data.schema import Column, Schema
+from fluvial.data.readers import Reader, fingerprint, open_table
+from fluvial.data.schema import Schema
 from fluvial.data.stream import Split, split_rows
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.data.validate import validate
-from fluvial.errors import DataError, StudyError, nearest
+from fluvial.errors import DataError, nearest
 from fluvial.study import Study
 
 SPLITS = ("train", "validation", "test")
-_ROW = "(row)"  # a column of row numbers that rides along, to know which rows were kept
 
 
 @dataclass(frozen=True)
@@ -44,30 +43,26 @@ class Rows:
 
 
 def read_rows(study: Study, source: Path) -> Rows:
-    """Read and validate the table of a study, and split its rows."""
-    schema = study.schema_
-    truth = study.check.truth
-    if truth in schema.target_names + schema.context_names:
-        raise StudyError(f"[check] truth = {truth!r} is a target or context column; expected one of its own.")
+    """Read and validate the table of a study, and split its rows.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, lacks a column, holds values that the study does not allow, or leaves a
+        split without rows, or the train split with a column that does not vary.
+    """
+    schema, truth, where = study.schema_, study.check.truth, str(source)
+    names = schema.target_names + schema.context_names
     reader = open_table(source)
     known = reader.columns()
-    for name in [*schema.target_names, *schema.context_names, *([truth] if truth else [])]:
-        if name not in known:
-            raise DataError(f"{source}: no column {name!r}{nearest(name, known)}.")
-    table = reader.read([*schema.target_names, *schema.context_names, *([truth] if truth else [])])
-    known_truth = table.pop(truth) if truth else None
-    table[_ROW] = np.arange(reader.rows(), dtype=np.float64)
-    riding = Schema(schema.targets, (*schema.context, Column(_ROW, "context")))
-    table, kept = validate(
-        table, riding, where=str(source), missing=study.data.missing, outside=study.data.outside
-    )
-    rows = table.pop(_ROW).astype(np.int64)
-    if known_truth is not None:
-        known_truth = known_truth[rows]
-        if not np.isfinite(known_truth).all():
-            raise DataError(f"{source}: column {truth!r} ([check] truth) holds values that are not finite.")
-    split = _split(study, reader.rows(), rows, str(source))
-    _check_varies(table, schema, split.train)
+    if truth is not None and truth not in known:
+        raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
+    raw = reader.read(names)
+    table, kept = validate(raw, schema, where=where, missing=study.data.missing, outside=study.data.outside)
+    rows = _sound_rows(raw, schema) if kept.rows_kept < kept.rows_read else np.arange(kept.rows_read)
+    known_truth = None if truth is None else _read_truth(reader, truth, rows)
+    split = _split(study, kept.rows_read, rows, where)
+    _check_varies(table, schema, split.train, where)
     facts = {
         "fingerprint": fingerprint(source),
         **kept.to_json(),
@@ -76,26 +71,50 @@ def read_rows(study: Study, source: Path) -> Rows:
     return Rows(schema, table, known_truth, split, facts)
 
 
+def _sound_rows(raw: Mapping[str, np.ndarray], schema: Schema) -> np.ndarray:
+    """Return the numbers of the rows that :func:`fluvial.data.validate.validate` keeps."""
+    sound = [c.support.contains(raw[c.name]) & np.isfinite(raw[c.name]) for c in schema.columns]
+    return np.flatnonzero(np.logical_and.reduce(sound))
+
+
+def _read_truth(reader: Reader, name: str, rows: np.ndarray) -> np.ndarray:
+    values = reader.read([name])[name][rows]
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise DataError(
+            f"{reader.path}: column {name!r} ([check] truth) holds {bad.size} values that are not finite, "
+            f"the first in row {rows[bad[0]]}; expected the exact log-density of every row that is used."
+        )
+    return values
+
+
 def _split(study: Study, total: int, kept: np.ndarray, where: str) -> Split:
-    """Split all rows of the file, then keep the sound ones: so a dropped row moves no other to another split."""
-    of_file = split_rows(total, study.data.split.model_dump(), study.data.seed)
+    """Split all rows of the file, then keep the sound ones: a dropped row moves no other to another split."""
+    try:
+        of_file = split_rows(total, study.data.split.model_dump(), study.data.seed)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     parts = {}
     for name in SPLITS:
         member = np.zeros(total, dtype=bool)
         member[getattr(of_file, name)] = True
         parts[name] = np.flatnonzero(member[kept])
         if not parts[name].size:
-            raise DataError(f"{where}: no sound rows are left in the {name} split, of {len(kept)} in all; give more rows.")
+            raise DataError(
+                f"{where}: none of the {len(kept)} sound rows falls to the {name} split; give more rows, or "
+                "raise its share in `split` under [data]."
+            )
     return Split(**parts)
 
 
 def standardised(
     part: Mapping[str, np.ndarray], schema: Schema, targets: ColumnTransforms, context: ColumnTransforms
 ) -> tuple[Tensor, Tensor, float]:
-    """Return float32 targets and context as the flow sees them, and the mean logdet of the targets' transforms."""
+    """Return float32 targets and context as the flow sees them, and the targets' transforms' mean logdet."""
     x, logdet = targets.forward(columns(part, schema.target_names))
     c, _ = context.forward(columns(part, schema.context_names))
-    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(c.astype(np.float32)), float(logdet.mean())
+    x, c = x.astype(np.float32), c.astype(np.float32)
+    return torch.from_numpy(x), torch.from_numpy(c), float(logdet.mean())
 
 
 def columns(table: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
@@ -104,12 +123,12 @@ def columns(table: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
     return np.stack([table[n] for n in names], axis=-1) if names else np.empty((rows, 0))
 
 
-def _check_varies(table: Mapping[str, np.ndarray], schema: Schema, rows: np.ndarray) -> None:
+def _check_varies(table: Mapping[str, np.ndarray], schema: Schema, rows: np.ndarray, where: str) -> None:
     """A column may vary in the table and yet be constant in a small training split."""
     for name in schema.target_names + schema.context_names:
         values = table[name][rows]
         if values.min() == values.max():
             raise DataError(
-                f"Column {name} is constant ({values[0]:g}) in the {len(rows)} rows of the train split; give more "
-                "rows, a larger share, or another [data] seed."
+                f"{where}: column {name} is constant ({values[0]:g}) in the {len(rows)} rows of the train "
+                "split; give more rows, a larger share, or another [data] seed."
             )

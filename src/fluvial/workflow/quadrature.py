@@ -22,7 +22,8 @@ def integrate(density: Density, context: dict[str, Any], *, nodes: int = NODES) 
     Returns
     -------
     tuple[float, float]
-        The integral, and its error as the difference from the same rule on every other node.
+        The integral, extrapolated from the rule on all nodes and on every other node, and the size of that step as
+        its error.
     """
     names = density.schema.target_names
     given = density.given(**context)
@@ -32,7 +33,9 @@ def integrate(density: Density, context: dict[str, Any], *, nodes: int = NODES) 
     p = np.exp(given.log_prob(grid.reshape(-1, len(names)))).reshape(grid.shape[:-1])
     fine = _trapezoid(p, axes)
     coarse = _trapezoid(p[(slice(None, None, 2),) * len(names)], [a[::2] for a in axes])
-    return fine, abs(fine - coarse) / 3
+    # The rule's error falls with the square of the spacing: a third of the difference is most of it (Richardson 1911).
+    step = (fine - coarse) / 3
+    return fine + step, abs(step)
 
 
 def _nodes(draws: np.ndarray, density: Density, target: int, nodes: int) -> np.ndarray:

@@ -52,7 +52,7 @@ def report_run(run: str | Path) -> Path:
 
 def _headline(record: dict[str, Any], schema: Schema) -> list[tuple[str, str, str]]:
     checks, training = record["checks"], record["training"]
-    unit = " per " + " ".join(c.unit or c.name for c in schema.targets)
+    unit = _per_unit([c.unit or c.name for c in schema.targets])
     first: tuple[str, str, str]
     if checks.get("kl") is not None:
         first = (
@@ -71,7 +71,7 @@ def _headline(record: dict[str, Any], schema: Schema) -> list[tuple[str, str, st
         (
             "test −log p",
             f"{page.measured(checks['test_nll'], checks['test_nll_error'])} nats",
-            f"mean per row over {checks['test_rows']:,} rows that the fit has not seen, density{unit}",
+            f"mean per row over {checks['test_rows']:,} rows that the fit has not seen; density per {unit}",
         ),
         (
             "training",
@@ -170,6 +170,19 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Started", record["started"]),
     ]
+
+
+def _per_unit(units: list[str]) -> str:
+    """Return the product of units, for people.
+
+    >>> _per_unit(["Msun", "Msun"]), _per_unit(["K", "dex", "dex"])
+    ('Msun²', 'K dex²')
+    """
+    powers = {unit: units.count(unit) for unit in units}
+    return " ".join(unit + (str(n).translate(_SUPERSCRIPTS) if n > 1 else "") for unit, n in powers.items())
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _duration(seconds: float) -> str:

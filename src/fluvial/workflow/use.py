@@ -52,7 +52,7 @@ def sample_table(
     draws: int = 1,
     seed: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Draw at one context or at every row of a table; return context columns and target columns side by side.
+    """Draw at one context or at every row of a table file; return context and target columns side by side.
 
     Each context row is repeated ``draws`` times, in order.
 
@@ -65,6 +65,8 @@ def sample_table(
     if contexts is not None:
         if given:
             raise DataError("Expected contexts from a table or by value, not both.")
+        if not names:
+            raise DataError(f"{contexts}: this density has no context; leave the table of contexts out.")
         table = read_columns(contexts, density.schema.context)
         drawn = density.given(table).sample(draws, seed=seed).reshape(-1)
         columns = {name: np.repeat(values, draws) for name, values in table.items()}
@@ -72,34 +74,50 @@ def sample_table(
         given = dict(given or {})
         for name in given:
             if name not in names:
-                raise DataError(f"Context column {name!r} is not known{nearest(name, names)}.")
+                hint = nearest(name, names) or "; this density has no context"
+                raise DataError(f"Context column {name!r} is not known{hint}")
         missing = [n for n in names if n not in given]
         if missing:
-            raise DataError(f"Expected a value for every context column; missing: {', '.join(missing)}.")
+            raise DataError(
+                f"Expected a value for every context column ({', '.join(names)}), or a table of contexts; "
+                f"missing: {', '.join(missing)}."
+            )
         drawn = density.given(**given).sample(draws, seed=seed)
-        columns = {name: np.full(draws, float(value)) for name, value in given.items()}
+        columns = {name: np.full(draws, float(given[name])) for name in names}
     return columns | {name: drawn[name] for name in density.schema.target_names}
 
 
 def log_prob_table(density: Density, table: str | Path) -> dict[str, np.ndarray]:
-    """Return context and target columns of a table file, and ``log_prob`` in nats per unit of the targets."""
+    """Return target and context columns of a table file, and ``log_prob`` in nats per unit of the targets.
+
+    A target outside its support has log-density −inf; one that is missing, or a context outside its support,
+    raises :class:`~fluvial.errors.DataError`.
+    """
     columns = read_columns(table, density.schema.columns)
     return columns | {"log_prob": density.log_prob(columns)}
 
 
 def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.ndarray]:
-    """Read named columns of a table file."""
-    reader = open_table(path)
-    known = reader.columns()
+    """Read columns of a table file, fit for a density to be asked about.
+
+    Raises
+    ------
+    DataError
+        If the file or a column is not there, or a value is missing or (in a context column) outside the
+        support; the message names the first such row.
+    """
+    table = open_table(path).read([c.name for c in columns])
     for column in columns:
-        if column.name not in known:
-            raise DataError(f"{path}: no column {column.name!r}{nearest(column.name, known)}.")
-    return reader.read([c.name for c in columns])
-
-
-def describe(density: Density) -> dict[str, Any]:
-    """Return what a density speaks of, for people: columns with units and supports."""
-    return {
-        role: [f"{c.name}{f' [{c.unit}]' if c.unit else ''} in {c.support}" for c in columns]
-        for role, columns in (("targets", density.schema.targets), ("context", density.schema.context))
-    }
+        values = table[column.name]
+        if column.role == "target":
+            bad, what = np.isnan(values), "missing"
+        else:
+            bad = ~(column.support.contains(values) & np.isfinite(values))
+            what = f"missing or outside the support {column.support}"
+        if bad.any():
+            row = int(bad.argmax())
+            raise DataError(
+                f"{path}: column {column.name}: {int(bad.sum())} of {len(values)} values are {what}, the "
+                f"first in row {row}: {values[row]:g}; correct those rows, or leave them out."
+            )
+    return table

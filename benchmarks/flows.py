@@ -1,0 +1,314 @@
+r"""How fast flows train, give densities and draw: fluvial against its peers, the same architecture in each.
+
+    python -m venv peers && peers/bin/pip install -r benchmarks/requirements.txt -c constraints.txt .
+    peers/bin/python benchmarks/flows.py [--quick] [--json PATH] [--markdown PATH]
+
+Every contender runs in a process of its own; measurements take turns, and the median over the repeats counts. Beside
+each rate stands its share of the *floor*: the rate at which this machine could do the conditioners' matrix products
+and nothing else. One row costs 2 × weights operations in a forward pass and three times as many in training; the
+machine's rate is that of ``torch.mm`` in float32 at ``[rows, width] @ [width, width]``, by MKL or by oneDNN, whichever
+is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from common import machine, markdown_table, versions, where_and_when, write_json
+from peers.work import OPS, QUICK_WORKS, WORKS, Op, Work
+from peers.worker import FLOOR, serve
+
+PEERS = {
+    "fluvial": "fluvial",
+    "nflows": "nflows",
+    "zuko": "zuko",
+    "normflows": "normflows",
+    "flowjax": "flowjax",
+}
+PACKAGES = ("fluvial", "torch", "nflows", "zuko", "normflows", "flowjax", "jax", "jaxlib", "numpy")
+#: A contender's number of parameters may differ from fluvial's by this share.
+PARAMETERS_WITHIN = 0.05
+
+
+class Worker:
+    """A process that holds one contender."""
+
+    def __init__(self, who: str, work: Work, options: argparse.Namespace):
+        self.who = who
+        command = [sys.executable, __file__, "--worker", who, "--work", work.name]
+        command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
+        command += ["--quick"] if options.quick else []
+        threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | threads | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"},
+        )
+
+    def hear(self) -> dict[str, Any]:
+        """Wait for the process' next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.who} ended with code {self.process.wait()} (its message stands above).")
+        return json.loads(line)
+
+    def measure(self, op: Op) -> dict[str, Any]:
+        """Measure one operation once."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(op + "\n")
+        self.process.stdin.flush()
+        return self.hear()
+
+    def end(self) -> None:
+        """Let the process end by itself."""
+        self.process.communicate()
+
+
+def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Measure all contenders at one work; return the rows of results and what was found about each contender."""
+    workers = [Worker(who, work, options) for who in (FLOOR, *contenders)]
+    about = [{"work": work.name, **worker.hear()} for worker in workers][
+        1:
+    ]  # none measures before all are ready
+    for one in about:
+        _say(_introduction(one, about[0]))
+    taking_part = [one["who"] for one in about if "declines" not in one]
+    workers = [worker for worker in workers if worker.who in (FLOOR, *taking_part)]
+    measured: dict[tuple[str, Op], list[dict]] = {}
+    for _ in range(options.repeats):
+        for op in OPS:
+            for worker in workers:
+                measured.setdefault((worker.who, op), []).append(worker.measure(op))
+    for worker in workers:
+        worker.end()
+
+    rows = []
+    for op in OPS:
+        products = {way: _median(measured[FLOOR, op], way) for way in ("highest", "medium")}
+        floor = max(products.values()) / work.flops(op)
+        for who in taking_part:
+            rates = [m["rows_per_second"] for m in measured[who, op]]
+            rows.append(
+                {
+                    "work": work.name,
+                    "op": op,
+                    "who": who,
+                    "value": median(rates),
+                    "unit": "rows/s",
+                    "of_floor": median(rates) / floor,
+                    "memory_MiB": _median(measured[who, op], "memory_MiB"),
+                    "lowest": min(rates),
+                    "highest": max(rates),
+                }
+            )
+        rows.append(
+            {"work": work.name, "op": op, "who": FLOOR, "value": floor, "unit": "rows/s", "of_floor": 1.0}
+        )
+        rows[-1] |= {f"GFLOP/s, {way}": rate / 1e9 for way, rate in products.items()}
+    return rows, about
+
+
+def page(rows: list[dict], about: list[dict], where: str, command: str) -> str:
+    """Return the page that docs/benchmarks/flows.md is."""
+    return f"""# Speed of flows, against peers
+
+Rows per second of the same architecture in each library, float32 on a CPU, each in a process of its own; the median of
+interleaved repeats. `train` is a forward pass, a backward pass and a step of Adam. In brackets: the share of the
+*floor*, the rate at which this machine could do the conditioners' matrix products and nothing else (2 × weights
+operations a row, three times as many in training, over the rate of `torch.mm` at these shapes, by MKL or oneDNN,
+whichever is faster; a draw counts as one pass). Made by `{command}`.
+
+{where}
+
+{markdown_table(_speeds(rows))}
+
+## Factors
+
+fluvial's rate over that of the best peer in PyTorch, and over flowjax' (JAX, compiled).
+
+{markdown_table(_factors(rows))}
+
+## Peak memory
+
+MiB above what the process held after its imports.
+
+{markdown_table(_memory(rows))}
+
+## Contenders
+
+What differs from the work; where nothing is said, nothing. *Moved by context*: the share of rows whose log-density
+changes with another row's context.
+
+{markdown_table([_contender(a, about) for a in about])}
+
+## Works
+
+{markdown_table([_work(w) for w in dict.fromkeys(a["work"] for a in about)])}
+"""
+
+
+def _speeds(rows: list[dict]) -> list[dict]:
+    return _pivot(
+        rows,
+        lambda r: f"{_round(r['value'])} ({r['of_floor']:.2f})" if r["who"] != FLOOR else _round(r["value"]),
+    )
+
+
+def _memory(rows: list[dict]) -> list[dict]:
+    return _pivot([r for r in rows if r["who"] != FLOOR], lambda r: round(r["memory_MiB"]))
+
+
+def _pivot(rows: list[dict], shown) -> list[dict]:  # noqa: ANN001
+    """Return one row for each work and operation, with a column for each contender."""
+    table: dict[tuple[str, str], dict] = {}
+    for row in rows:
+        line = table.setdefault((row["work"], row["op"]), {"work": row["work"], "op": row["op"]})
+        line[row["who"]] = shown(row)
+    return list(table.values())
+
+
+def _factors(rows: list[dict]) -> list[dict]:
+    factors = []
+    for line in _pivot(rows, lambda r: r["value"]):
+        ours = line.get("fluvial")
+        torch_peers = {who: line[who] for who in ("nflows", "zuko", "normflows") if who in line}
+        if ours is None or not torch_peers:
+            continue
+        best = max(torch_peers, key=torch_peers.__getitem__)
+        jax = ours / line["flowjax"] if "flowjax" in line else None
+        factors.append(
+            {"work": line["work"], "op": line["op"], "over PyTorch": ours / torch_peers[best], "best": best}
+            | {"over flowjax": jax}
+        )
+    return factors
+
+
+def _contender(about: dict, everyone: list[dict]) -> dict:
+    if "declines" in about:
+        return {"work": about["work"], "who": about["who"], "differs": "not measured: " + about["declines"]}
+    first = next(a for a in everyone if a["work"] == about["work"])
+    return {
+        "work": about["work"],
+        "who": about["who"],
+        "parameters": about["parameters"],
+        "ratio": f"{about['parameters'] / first['parameters']:.3f}",
+        "moved by context": f"{about['moved_by_context']:.1%}",
+        "differs": about["differs"] or None,
+    }
+
+
+def _work(name: str) -> dict:
+    work = WORKS[name]
+    return {
+        "work": name,
+        "architecture": work.architecture,
+        "targets": work.targets,
+        "context": work.context,
+        "steps": work.steps,
+        "conditioner": f"{work.blocks} × {work.width}" + (" residual" if work.bins else ""),
+        "bins": work.bins or None,
+        "mixing": work.mixing,
+        "batch norm": "yes" if work.batch_norm else "no",
+        "weights": work.conditioner_weights(),
+    }
+
+
+def _introduction(about: dict, first: dict) -> str:
+    """Return a line about a contender; stop if what it gives is no conditional density, warn if it is of another size."""
+    if "declines" in about:
+        return f"{about['work']}: {about['who']} is not measured: {about['declines']}"
+    ratio = about["parameters"] / first["parameters"]
+    if not about["sound"] or about["moved_by_context"] < 0.5:
+        raise SystemExit(f"{about['who']} at {about['work']} is no conditional density: {about}")
+    size = "" if abs(ratio - 1) <= PARAMETERS_WITHIN else f" — NOT within {PARAMETERS_WITHIN:.0%}"
+    losses = " → ".join(f"{loss:.2f}" for loss in about["losses"])
+    return (
+        f"{about['work']}: {about['who']}, {about['parameters']:,} parameters ({ratio:.3f} of the first{size}), "
+        f"loss {losses}, moved by context {about['moved_by_context']:.1%}, differs: {about['differs'] or 'nothing'}"
+    )
+
+
+def _median(measured: list[dict], key: str) -> float:
+    return median(m[key] for m in measured)
+
+
+def _round(rate: float) -> str:
+    return f"{float(f'{rate:.3g}'):,.0f}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="under a minute: smaller work, the same comparison"
+    )
+    parser.add_argument("--work", help=f"comma-separated, of {', '.join(WORKS)}")
+    parser.add_argument(
+        "--who", default=",".join(PEERS), help="comma-separated contenders (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, help="measurements of each (default: 5; quick: 2)")
+    parser.add_argument(
+        "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.2)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
+    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--markdown", type=Path, help="write the page there")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.repeats = options.repeats or (2 if options.quick else 5)
+    options.seconds = options.seconds or (0.2 if options.quick else 2.0)
+    options.work = (options.work or ",".join(QUICK_WORKS if options.quick else WORKS)).split(",")
+    options.who = options.who.split(",")
+    for name, known in ((options.work, WORKS), (options.who, PEERS)):
+        for unknown in set(name) - set(known):
+            parser.error(f"{unknown!r} is not known; expected of {', '.join(known)}")
+    return options
+
+
+def main() -> None:
+    """Measure, and print the page."""
+    options = _options()
+    works = [(QUICK_WORKS if options.quick else {}).get(name, WORKS[name]) for name in options.work]
+    if options.worker:
+        serve(options.worker, works[0], options.threads, options.seconds)
+        return
+    host, packages = machine(options.threads), versions(PACKAGES)
+    rows, about = [], []
+    for work in works:
+        results, found = compare(work, options.who, options)
+        rows += results
+        about += found
+    command = " ".join(["python benchmarks/flows.py", *(_public(a) for a in sys.argv[1:])])
+    text = page(rows, about, where_and_when(host, packages), command)
+    print(text)
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text(text, encoding="utf-8")
+    if options.json:
+        write_json(options.json, rows, machine=host, versions=packages, contenders=about)
+
+
+def _public(argument: str) -> str:
+    """Return an argument without the folders of whoever ran the script."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the contenders in PyTorch share: the step of Adam, and arrays in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peers.work import LEARNING_RATE
+
+
+class TorchContender:
+    """A flow in PyTorch, driven through two functions of tensors.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Holds the parameters.
+    log_prob : callable
+        ``(x, c) -> [rows]``, differentiable.
+    sample : callable
+        ``c -> [rows, D]``, one draw a context.
+    differs : str
+        What is not as in the work.
+    optimizer : torch.optim.Optimizer, optional
+        Default: ``torch.optim.Adam`` as the libraries' tutorials have it.
+    chunk : int, optional
+        Rows at a time when no gradients are wanted, for a library that splits by itself; default: all.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        log_prob: Callable[[Tensor, Tensor], Tensor],
+        sample: Callable[[Tensor], Tensor],
+        *,
+        differs: str = "",
+        optimizer: torch.optim.Optimizer | None = None,
+        chunk: int | None = None,
+    ):
+        self.module, self.differs, self.chunk = module, differs, chunk
+        self._log_prob, self._sample = log_prob, sample
+        self.parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self.optimizer = optimizer or torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
+
+    def train_step(self, x: np.ndarray, c: np.ndarray) -> float:
+        """Take one step of Adam and return the loss before it."""
+        self.module.train()
+        loss = -self._log_prob(torch.from_numpy(x), torch.from_numpy(c)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def log_prob(self, x: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """Return log p(x | c)."""
+        self.module.eval()
+        with torch.no_grad():
+            rows = self.chunk or len(x)
+            parts = zip(torch.from_numpy(x).split(rows), torch.from_numpy(c).split(rows), strict=True)
+            return torch.cat([self._log_prob(a, b) for a, b in parts]).numpy()
+
+    def sample(self, c: np.ndarray) -> np.ndarray:
+        """Return one draw for every context."""
+        self.module.eval()
+        with torch.no_grad():
+            return torch.cat(
+                [self._sample(b) for b in torch.from_numpy(c).split(self.chunk or len(c))]
+            ).numpy()
