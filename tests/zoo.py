@@ -127,13 +127,20 @@ FLOWS: dict[str, dict] = {
 
 
 def make_bijection(name: str, dim: int, dtype: torch.dtype = torch.float32) -> Bijection:
-    """Return a bijection whose parameters have moved away from their start."""
-    return scatter(BIJECTIONS[name].make(dim)).to(dtype).eval()  # type: ignore[return-value]
+    """Return a bijection whose parameters have moved away from their start, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(dim)
+        return scatter(BIJECTIONS[name].make(dim)).to(dtype).eval()  # type: ignore[return-value]
 
 
-def make_flow(name: str, targets: int, context: int, dtype: torch.dtype = torch.float32) -> ConditionalFlow:
-    """Return a flow whose parameters have moved away from their start."""
-    return scatter(build_flow(targets=targets, context=context, **FLOWS[name])).to(dtype).eval()  # type: ignore[return-value]
+def make_flow(
+    name: str, targets: int, context: int, dtype: torch.dtype = torch.float32, size: float = 0.3
+) -> ConditionalFlow:
+    """Return a flow whose parameters have moved away from their start, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(targets + 10 * context)
+        flow = build_flow(targets=targets, context=context, **FLOWS[name])
+        return scatter(flow, size).to(dtype).eval()  # type: ignore[return-value]
 
 
 def scatter(module: nn.Module, size: float = 0.3) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluvial.core import Bijection, Chain
-from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.flow import Base, ConditionalFlow
 from fluvial.flows.mixing import Mixing, Norm, mixing_between, norm_between
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
 from fluvial.nets import MLP
@@ -90,6 +90,7 @@ class MAF(ConditionalFlow):
             _chain(targets, context, steps, AffineTransformer(), mixing, norm, network),
             targets=targets,
             context=context,
+            base=base,
         )
 
 
@@ -123,6 +124,7 @@ class AutoregressiveSpline(ConditionalFlow):
         norm: Norm = "none",
         bins: int = 32,
         bound: float = 5.0,
+        base: Base = "normal",
     ):
         network = {
             "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,

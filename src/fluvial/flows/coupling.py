@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fluvial.core import Bijection, Chain, Permutation
-from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.flow import Base, ConditionalFlow
 from fluvial.flows.mixing import Mixing, Norm, mixing_between, norm_between
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
 from fluvial.nets import MLP
@@ -108,6 +108,8 @@ class CouplingSpline(ConditionalFlow):
         Bins of every spline.
     bound : float
         The splines' box is ±bound, in standard deviations of the transformed targets.
+    base : str
+        Where the latent lives: ``normal``, or ``student-t`` (degrees of freedom are learned) for heavy tails.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class CouplingSpline(ConditionalFlow):
         norm: Norm = "none",
         bins: int = 16,
         bound: float = 5.0,
+        base: Base = "normal",
     ):
         check_sizes(bins=bins)
         network = {

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from fluvial.core import Bijection, StandardNormal
+from fluvial.core import Bijection, StandardNormal, StudentT
+
+Base = Literal["normal", "student-t"]
 
 
-class ConditionalFlow(nn.Module):
+class AbstractFlow(nn.Module):
+    """What every architecture is: a module that turns a context into a distribution, and knows its own loss.
+
+    ``flow(context)`` gives an object with ``log_prob(x)``, ``sample(shape, generator=...)`` and
+    ``rsample_and_log_prob(shape, generator=...)``; no other part of the library asks more of a flow.
+
+    Attributes
+    ----------
+    targets, context : int
+        Numbers of targets D and of context columns C.
+    loss_is_nll : bool
+        Whether :meth:`loss` is the mean of −log p. Where it is not, training measures −log p beside it.
+    validation_rows : int or None
+        How many validation rows are enough, for a flow whose log-density is dear; ``None``: all of them.
+    """
+
+    loss_is_nll: bool = True
+    validation_rows: int | None = None
+
+    def __init__(self, *, targets: int, context: int = 0):
+        super().__init__()
+        self.targets = targets
+        self.context = context
+
+    def forward(self, context: Tensor | None = None) -> Any:
+        """Return p(x | context) for ``context: [*batch, C]``."""
+        raise NotImplementedError
+
+    def loss(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return the scalar that training makes small: the mean of −log p(x | context), in nats.
+
+        ``x: [n, D]``, ``context: [n, C]``; ``generator`` is for architectures whose loss draws random numbers.
+        """
+        return -self(context).log_prob(x).mean()
+
+    def checked(self, context: Tensor | None) -> Tensor | None:
+        """Return the context, or ``None`` for a flow without; raise ``ValueError`` if its last dimension is not C."""
+        got = 0 if context is None else context.shape[-1]
+        if got != self.context:
+            shape = "no context" if context is None else f"shape {tuple(context.shape)}"
+            raise ValueError(f"Expected context of trailing dimension {self.context}; got {shape}.")
+        return context if self.context else None
+
+
+class ConditionalFlow(AbstractFlow):
     r"""A bijection and a base density: :math:`\log p(x|c) = \log p_z(f(x; c)) + \log |\det \partial f / \partial x|`.
 
     Calling the flow with a context gives a :class:`FlowDistribution`. Architectures subclass this with a recipe
@@ -22,12 +70,10 @@ class ConditionalFlow(nn.Module):
     (torch.Size([5]), torch.Size([2]), torch.Size([4, 5, 2]))
     """
 
-    def __init__(self, bijection: Bijection, *, targets: int, context: int = 0):
-        super().__init__()
+    def __init__(self, bijection: Bijection, *, targets: int, context: int = 0, base: Base = "normal"):
+        super().__init__(targets=targets, context=context)
         self.bijection = bijection
-        self.base = StandardNormal()
-        self.targets = targets
-        self.context = context
+        self.base = make_base(base, targets)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         """Return p(x | context) for ``context: [*batch, C]``; for an unconditional flow, ``context`` is ``None``.
@@ -37,11 +83,16 @@ class ConditionalFlow(nn.Module):
         ValueError
             If the last dimension of the context is not what the flow was built for.
         """
-        got = 0 if context is None else context.shape[-1]
-        if got != self.context:
-            shape = "no context" if context is None else f"shape {tuple(context.shape)}"
-            raise ValueError(f"Expected context of trailing dimension {self.context}; got {shape}.")
-        return FlowDistribution(self, context if self.context else None)
+        return FlowDistribution(self, self.checked(context))
+
+
+def make_base(kind: Base, dim: int) -> StandardNormal | StudentT:
+    """Return the base density of ``dim`` coordinates: ``normal``, or ``student-t`` with learned degrees of freedom."""
+    if kind == "normal":
+        return StandardNormal()
+    if kind == "student-t":
+        return StudentT(dim)
+    raise ValueError(f"Expected base to be one of normal, student-t; got {kind!r}.")
 
 
 class FlowDistribution(Distribution):
