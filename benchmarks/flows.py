@@ -160,17 +160,18 @@ changes with another row's context.
 
 
 def _speeds(rows: list[dict]) -> list[dict]:
-    return _pivot(
-        rows,
-        lambda r: f"{_round(r['value'])} ({r['of_floor']:.2f})" if r["who"] != FLOOR else _round(r["value"]),
-    )
+    def shown(row: dict) -> str:
+        share = "" if row["who"] == FLOOR else f" ({row['of_floor']:.2f})"
+        return _round(row["value"]) + share
+
+    return _pivot(rows, shown)
 
 
 def _memory(rows: list[dict]) -> list[dict]:
     return _pivot([r for r in rows if r["who"] != FLOOR], lambda r: round(r["memory_MiB"]))
 
 
-def _pivot(rows: list[dict], shown) -> list[dict]:  # noqa: ANN001
+def _pivot(rows: list[dict], shown) -> list[dict]:
     """Return one row for each work and operation, with a column for each contender."""
     table: dict[tuple[str, str], dict] = {}
     for row in rows:
@@ -220,13 +221,14 @@ def _work(name: str) -> dict:
         "conditioner": f"{work.blocks} × {work.width}" + (" residual" if work.bins else ""),
         "bins": work.bins or None,
         "mixing": work.mixing,
+        "gates": "yes" if work.gate else "no",
         "batch norm": "yes" if work.batch_norm else "no",
         "weights": work.conditioner_weights(),
     }
 
 
 def _introduction(about: dict, first: dict) -> str:
-    """Return a line about a contender; stop if what it gives is no conditional density, warn if it is of another size."""
+    """Return a line about a contender, whose size may be off; stop if it is no conditional density."""
     if "declines" in about:
         return f"{about['work']}: {about['who']} is not measured: {about['declines']}"
     ratio = about["parameters"] / first["parameters"]
@@ -290,6 +292,10 @@ def main() -> None:
         serve(options.worker, works[0], options.threads, options.seconds)
         return
     host, packages = machine(options.threads), versions(PACKAGES)
+    if host["load"] is not None and host["load"] > 0.5:
+        _say(
+            f"The machine is busy (load {host['load']}): shared cores make every number here too low, unevenly so."
+        )
     rows, about = [], []
     for work in works:
         results, found = compare(work, options.who, options)

@@ -33,9 +33,20 @@ def main() -> None:
     counts, _, _ = np.histogram2d(draws["Mass_0"], draws["Mass_1"], bins=[EDGES, EDGES])
     area = np.diff(EDGES)[:, None] * np.diff(EDGES)[None, :]
     norm = LogNorm(1e-5, 0.3)
-    for axes, image, title in ((left, exact, "exact"), (middle, counts / area / draws.size, "2,000,000 draws")):
-        mesh = axes.pcolormesh(EDGES, EDGES, np.where(image > 1e-6, image, np.nan).T, norm=norm, cmap="magma_r", rasterized=True)
-        axes.set(xscale="log", yscale="log", aspect="equal", xlabel=r"$M_0$ [M$_\odot$]", ylabel=r"$M_1$ [M$_\odot$]")
+    for axes, image, title in (
+        (left, exact, "exact"),
+        (middle, counts / area / draws.size, "2,000,000 draws"),
+    ):
+        mesh = axes.pcolormesh(
+            EDGES, EDGES, np.where(image > 1e-6, image, np.nan).T, norm=norm, cmap="magma_r", rasterized=True
+        )
+        axes.set(
+            xscale="log",
+            yscale="log",
+            aspect="equal",
+            xlabel=r"$M_0$ [M$_\odot$]",
+            ylabel=r"$M_1$ [M$_\odot$]",
+        )
         axes.set_title(f"{title}, Z = {Z:g}, $\\alpha$ = {ALPHA:g}", fontsize=10)
     figure.colorbar(mesh, ax=[left, middle], label=r"density [M$_\odot^{-2}$]", shrink=0.8, pad=0.01)
     spectra(right, density)
@@ -59,8 +70,16 @@ def spectra(axes, density: fluvial.Density) -> None:
         draws = density.given(Z=Z, alpha=ALPHA).sample(1_000_000, seed=2)["Mass_0"]
         counts, _ = np.histogram(draws, EDGES)
         heights = counts / np.diff(EDGES) / draws.size
-        axes.plot(np.sqrt(EDGES[1:] * EDGES[:-1]), np.where(counts > 20, heights, np.nan), ".", color=color, ms=3.5)
-    axes.set(xscale="log", yscale="log", ylim=(2e-5, 1), xlabel=r"$M_0$ [M$_\odot$]", ylabel=r"density [M$_\odot^{-1}$]")
+        axes.plot(
+            np.sqrt(EDGES[1:] * EDGES[:-1]), np.where(counts > 20, heights, np.nan), ".", color=color, ms=3.5
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        ylim=(2e-5, 1),
+        xlabel=r"$M_0$ [M$_\odot$]",
+        ylabel=r"density [M$_\odot^{-1}$]",
+    )
     axes.legend(frameon=False, fontsize=9)
     axes.set_title("draws (points) and exact density (lines)", fontsize=10)
 

@@ -80,7 +80,14 @@ def page() -> str:
     ]
     for title, text in SECTIONS.items():
         definition = definitions[DEFINITIONS[title]]
-        lines += ["", f"## [{title}]", "", text, "", *table(definition["properties"], definition.get("required", []))]
+        lines += [
+            "",
+            f"## [{title}]",
+            "",
+            text,
+            "",
+            *table(definition["properties"], definition.get("required", [])),
+        ]
         if title == "columns.NAME":
             lines += _flows()
     return "\n".join(lines) + "\n"

@@ -37,7 +37,9 @@ def test_round_trip(name: str, dim: int, dtype: torch.dtype) -> None:
     # What rounding of z leaves open in x is its spacing over the slope.
     torch.testing.assert_close(bijection(back, context)[0], z, atol=tolerance(dtype), rtol=tolerance(dtype))
     torch.testing.assert_close(back, x, atol=10 * tolerance(dtype), rtol=10 * tolerance(dtype))
-    torch.testing.assert_close(inverse_logdet, -logdet, atol=50 * tolerance(dtype), rtol=50 * tolerance(dtype))
+    torch.testing.assert_close(
+        inverse_logdet, -logdet, atol=50 * tolerance(dtype), rtol=50 * tolerance(dtype)
+    )
 
 
 @bijections
@@ -49,7 +51,9 @@ def test_logdet_is_that_of_the_jacobian(name: str, dim: int) -> None:
         _, logdet = call(start, context)
         for i in range(len(start)):
             at = None if context is None else context[i]
-            jacobian = torch.autograd.functional.jacobian(lambda v, at=at, call=call: call(v, at)[0], start[i])
+            jacobian = torch.autograd.functional.jacobian(
+                lambda v, at=at, call=call: call(v, at)[0], start[i]
+            )
             expected = torch.linalg.slogdet(jacobian).logabsdet
             torch.testing.assert_close(logdet[i], expected, atol=1e-7, rtol=1e-7)
 
@@ -81,13 +85,19 @@ def test_values_and_gradients_are_finite_however_far_out(name: str, dim: int, dt
         (bijection.inverse, far_out(backwards, dim, dtype)),
     ):
         rows = rows.clone().requires_grad_()
-        context = torch.ones(len(rows), entry.context, dtype=dtype, requires_grad=True) if entry.context else None
+        context = (
+            torch.ones(len(rows), entry.context, dtype=dtype, requires_grad=True) if entry.context else None
+        )
         value, logdet = call(rows, context)
         assert value.isfinite().all()
         assert logdet.isfinite().all()
         for output in (value, logdet):
             wanted = [t for t in (rows, context, *bijection.parameters()) if t is not None]
-            grads = torch.autograd.grad(output.sum(), wanted, retain_graph=True, allow_unused=True) if output.requires_grad else []
+            grads = (
+                torch.autograd.grad(output.sum(), wanted, retain_graph=True, allow_unused=True)
+                if output.requires_grad
+                else []
+            )
             assert all(g is None or g.isfinite().all() for g in grads)
 
 
@@ -126,7 +136,9 @@ def test_density_of_draws_is_log_prob(name: str, targets: int, context: int, dty
     p = flow(c)
     x, log_prob = p.rsample_and_log_prob((50,), generator=torch.Generator().manual_seed(1))
     assert x.shape == (50, *p.batch_shape, targets)
-    torch.testing.assert_close(p.log_prob(x), log_prob, atol=50 * tolerance(dtype), rtol=50 * tolerance(dtype))
+    torch.testing.assert_close(
+        p.log_prob(x), log_prob, atol=50 * tolerance(dtype), rtol=50 * tolerance(dtype)
+    )
     again = p.sample((50,), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(again, x.detach())
 

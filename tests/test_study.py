@@ -131,6 +131,8 @@ def test_an_unknown_key_names_the_nearest(changes: dict[str, Any], message: str)
         ),
         ({"flow": {"architecture": 5}}, r"\[flow\] architecture 5 is not known"),
         ({"flow": {"steps": 0}}, r"\[flow\] autoregressive-spline: Expected steps of at least 1; got 0"),
+        ({"flow": {"bound": 0}}, r"\[flow\] autoregressive-spline: Expected bound of more than 0; got 0"),
+        ({"flow": {"bound": -1.0}}, r"\[flow\] autoregressive-spline: Expected bound of more than 0; got -1"),
         ({"flow": {"steps": "2"}}, r"\[flow\] steps: input should be a valid integer; found '2'"),
         ({"flow": {"mixing": "rev"}}, r"\[flow\] mixing: .*'reverse'.*; found 'rev'"),
         ({"flow": {"activation": "relo"}}, r"\[flow\] .*relu.*; got 'relo'"),

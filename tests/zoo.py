@@ -90,7 +90,8 @@ BIJECTIONS: dict[str, Entry] = {
         lambda dim: Coupling(dim, CONTEXT, SplineTransformer(bins=5), width=16, depth=1), context=CONTEXT
     ),
     "coupling spline step, flipped": Entry(
-        lambda dim: Coupling(dim, CONTEXT, SplineTransformer(bins=5), flip=True, width=16, depth=1), context=CONTEXT
+        lambda dim: Coupling(dim, CONTEXT, SplineTransformer(bins=5), flip=True, width=16, depth=1),
+        context=CONTEXT,
     ),
     "coupling affine step": Entry(
         lambda dim: Coupling(dim, CONTEXT, AffineTransformer(), width=16, depth=1), context=CONTEXT
@@ -148,11 +149,15 @@ def scatter(module: nn.Module, size: float = 0.3) -> nn.Module:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.25
+            parameter += (
+                size * torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.25
+            )
     return module
 
 
-def inputs(entry: Entry, dim: int, rows: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+def inputs(
+    entry: Entry, dim: int, rows: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
     """Return x inside the domain, spread over it, and a context."""
     generator = torch.Generator().manual_seed(seed)
     raw = 2 * torch.randn(rows, dim, generator=generator, dtype=torch.float64)

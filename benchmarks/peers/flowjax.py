@@ -15,6 +15,7 @@ from flowjax.flows import masked_autoregressive_flow
 from flowjax.train.losses import MaximumLikelihoodLoss
 from flowjax.train.train_utils import step
 from jax import Array
+
 from peers.work import BOUND, LEARNING_RATE, Work
 
 
@@ -32,7 +33,7 @@ def build(work: Work) -> FlowjaxContender:
         )
         return FlowjaxContender(flow, "")
     layers = eqx.filter_vmap(lambda key: _step(key, work))(jr.split(jr.key(0), work.steps))
-    differs = "permutations in place of LU; no batch norm" if work.batch_norm else ""
+    differs = "permutations in place of LU; no gates, no batch norm" if work.mixing == "lu" else ""
     return FlowjaxContender(Transformed(base, Invert(Scan(layers))), differs)
 
 

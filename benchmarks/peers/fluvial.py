@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from peers.in_torch import TorchContender
-from peers.work import BOUND, LEARNING_RATE, Work
 from torch import Tensor
 
 from fluvial.density import CHUNK
 from fluvial.flows import build_flow
+from peers.in_torch import TorchContender
+from peers.work import BOUND, LEARNING_RATE, Work
 
 
 def build(work: Work) -> TorchContender:
     """Build the flow by name; rows go through in the chunks that a density takes by itself."""
-    options = {
+    options: dict[str, Any] = {
         "steps": work.steps,
         "width": work.width,
         "depth": work.blocks,
@@ -21,9 +23,8 @@ def build(work: Work) -> TorchContender:
         "activation": "relu",
     }
     if work.architecture == "coupling-spline":
-        options |= {"residual": True, "bins": work.bins, "bound": BOUND}
-    if work.batch_norm:
-        options["norm"] = "batch"
+        options |= {"residual": True, "gate": work.gate, "batch_norm": work.batch_norm}
+        options |= {"bins": work.bins, "bound": BOUND}
     flow = build_flow(work.architecture, targets=work.targets, context=work.context, **options)
 
     def log_prob(x: Tensor, c: Tensor) -> Tensor:

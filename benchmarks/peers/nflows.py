@@ -15,16 +15,18 @@ from nflows.transforms import (
     ReversePermutation,
     Transform,
 )
+from torch import nn
+
 from peers.in_torch import TorchContender
 from peers.work import BOUND, Work
-from torch import nn
 
 
 def build(work: Work) -> TorchContender:
     """Build the flow out of nflows' transforms."""
+    # Draws of one context each: nflows repeats every context once and returns [rows, 1, D].
     steps = _maf(work) if work.architecture == "maf" else _coupling(work)
     flow = Flow(CompositeTransform(steps), StandardNormal([work.targets]))
-    differs = "context gates every residual block"
+    differs = "" if work.gate else "context gates every residual block"
     if work.architecture == "maf":
         differs = "the first coordinate of every step is blind to the context"
     return TorchContender(flow, flow.log_prob, lambda c: flow.sample(1, c)[:, 0], differs=differs)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import normflows
 from normflows.flows import CoupledRationalQuadraticSpline, Flow, LULinearPermute
+from torch import Tensor
+
 from peers.in_torch import TorchContender
 from peers.work import BOUND, Work
-from torch import Tensor
 
 
 def build(work: Work) -> TorchContender:
@@ -25,9 +26,10 @@ def build(work: Work) -> TorchContender:
     def sample(c: Tensor) -> Tensor:
         return flow.sample(len(c), context=c)[0]
 
-    differs = "context gates every block; a spline without context on the other half; " + (
-        "no batch norm" if work.batch_norm else "halves in turn, no permutation"
-    )
+    differs = "a spline without context on the other half; "
+    differs += "no batch norm" if work.batch_norm else "halves in turn, no permutation"
+    if not work.gate:
+        differs = "context gates every residual block; " + differs
     return TorchContender(flow, flow.log_prob, sample, differs=differs)
 
 

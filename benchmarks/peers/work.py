@@ -18,8 +18,8 @@ LEARNING_RATE = 1e-3
 class Work:
     """An architecture, and how many rows each operation gets at a time.
 
-    ``blocks`` are residual blocks of two layers for ``coupling-spline`` and hidden layers for ``maf``; ``mixing`` stands
-    between steps. Activations are ReLU throughout.
+    ``blocks`` are residual blocks of two layers for ``coupling-spline`` and hidden layers for ``maf``; ``mixing``
+    stands between steps; with ``gate`` the context multiplies what every block adds. Activations are ReLU.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Work:
     inference_rows: int
     bins: int = 0
     mixing: Literal["permutation", "lu", "reverse"] = "permutation"
+    gate: bool = False
     batch_norm: bool = False
 
     def rows(self, op: Op) -> int:
@@ -42,7 +43,7 @@ class Work:
     def conditioner_weights(self) -> int:
         """Return how many weights one row meets in matrix products on its way through the conditioners.
 
-        Counted for a dense network that takes the context once, at its entrance; masks save no product.
+        Counted for dense networks: masks save no product.
         """
         inputs, outputs, hidden = self.targets, 2 * self.targets, self.blocks - 1
         total = 0
@@ -52,7 +53,8 @@ class Work:
                 if self.mixing == "lu" and step % 2 == 1:
                     inputs = self.targets - inputs
                 outputs, hidden = (self.targets - inputs) * (3 * self.bins + 1), 2 * self.blocks
-            total += self.width * (inputs + self.context + hidden * self.width + outputs)
+            gates = self.blocks * self.context if self.gate else 0
+            total += self.width * (inputs + self.context + hidden * self.width + gates + outputs)
         return total
 
     def flops(self, op: Op) -> int:
@@ -79,6 +81,7 @@ WORKS = {
             2_048,
             bins=128,
             mixing="lu",
+            gate=True,
             batch_norm=True,
         ),
         Work("binaries-maf", "maf", 2, 2, 10, 128, 2, 40_000, 40_000, mixing="reverse"),
@@ -86,8 +89,8 @@ WORKS = {
 }
 
 QUICK_WORKS = {
-    "jets-small": replace(WORKS["jets-small"], train_rows=1_024, inference_rows=4_000),
-    "binaries-maf": replace(WORKS["binaries-maf"], train_rows=10_000, inference_rows=10_000),
+    "jets-small": replace(WORKS["jets-small"], train_rows=512, inference_rows=2_000),
+    "binaries-maf": replace(WORKS["binaries-maf"], train_rows=5_000, inference_rows=5_000),
 }
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from peers.work import OPS, Contender, Op, Work, make_data
 
 #: The contender that is no library but the rate of matrix products.
@@ -92,10 +93,10 @@ def _rate(contender: Contender, op: Op, x: np.ndarray, c: np.ndarray, seconds: f
 
 
 def _floor(work: Work, op: Op, threads: int, seconds: float) -> dict[str, float]:
-    """Return the rates of float32 products ``[rows, width] @ [width, width]``, in FLOP/s, by PyTorch's two ways.
+    """Return the FLOP/s of float32 products ``[rows, width] @ [width, width]`` in PyTorch's two ways.
 
-    ``medium`` is ``torch.set_float32_matmul_precision("medium")``, which sends them to oneDNN. Each is the better of all
-    rows at once and of 2,048 at a time.
+    ``medium`` is ``torch.set_float32_matmul_precision("medium")``, which sends them to oneDNN on processors that
+    have a 16-bit form of it and changes nothing on others. Each is the better of all rows at once and 2,048.
     """
     import torch
 
@@ -117,7 +118,7 @@ def _floor(work: Work, op: Op, threads: int, seconds: float) -> dict[str, float]
 
 
 def _limit_threads(threads: int) -> None:
-    """Hold this process to so many cores; JAX knows no other limit. To be called before a library is imported."""
+    """Hold this process to so many cores, before a library is imported: JAX knows no other limit."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
@@ -143,7 +144,7 @@ def _ever() -> int:
 
 
 def _forget_peak() -> None:
-    """Start the system's record of peak memory afresh, where it can: elsewhere the peak is that of all operations."""
+    """Start the system's record of peak memory afresh where it can; elsewhere the peak is over all so far."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from peers.in_torch import TorchContender
-from peers.work import BOUND, Work
 from torch import Tensor, nn
 from zuko.distributions import DiagNormal
 from zuko.flows import MAF, GeneralCouplingTransform
 from zuko.lazy import Flow, UnconditionalDistribution
 from zuko.transforms import MonotonicRQSTransform
+
+from peers.in_torch import TorchContender
+from peers.work import BOUND, Work
 
 
 def build(work: Work) -> TorchContender:
@@ -22,14 +23,14 @@ def build(work: Work) -> TorchContender:
         differs = ""
     else:
         flow = _coupling(work)
-        differs = "masks take the place of " + (
-            "permutations, LU; no batch norm" if work.batch_norm else "permutations"
-        )
+        differs = "masks take the place of permutations"
+        if work.mixing == "lu":
+            differs += " and LU; no gates, no batch norm"
     return TorchContender(flow, lambda x, c: flow(c).log_prob(x), lambda c: flow(c).sample(), differs=differs)
 
 
 def _coupling(work: Work) -> Flow:
-    """Return a coupling flow; zuko's own ``NSF`` is autoregressive, and two passes of it waste half of the products."""
+    """Return a coupling flow; zuko's ``NSF`` in two passes is one too, but masks half of its products away."""
     torch.manual_seed(0)
     bins = work.bins
     steps = []

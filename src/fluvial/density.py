@@ -14,6 +14,8 @@ On disk a density is a folder: ``density.json`` (schema, transforms, architectur
 from __future__ import annotations
 
 import json
+import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,10 @@ from safetensors.torch import save as safetensors_bytes
 from fluvial import __version__
 from fluvial.data.schema import Column, Schema
 from fluvial.data.transforms import ColumnTransforms
-from fluvial.errors import DataError, RunError, nearest
+from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
 from fluvial.flows.build import build_flow
-from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.flow import AbstractFlow
 
 FORMAT = 1
 DENSITY_FILE = "density.json"
@@ -49,7 +51,7 @@ class Density:
     ----------
     schema : Schema
         Columns with role, unit and support.
-    flow : ConditionalFlow
+    flow : AbstractFlow
         The flow over standardised columns.
     architecture, options
         What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
@@ -57,7 +59,7 @@ class Density:
 
     def __init__(
         self,
-        flow: ConditionalFlow,
+        flow: AbstractFlow,
         schema: Schema,
         targets: ColumnTransforms,
         context: ColumnTransforms,
@@ -98,7 +100,8 @@ class Density:
             raise DataError("Expected a table or columns by name, not both.")
         for name in context:
             if name not in names:
-                raise DataError(f"Expected context columns {_listed(names)}; got {name!r}{nearest(name, names)}.")
+                expected = f"context columns {_listed(names)}" if names else "no context"
+                raise DataError(f"Expected {expected}; got {name!r}{nearest(name, names)}")
         values = _stack(table if table is not None else context, self.schema.context, "context")
         return Conditional(self, values)
 
@@ -131,10 +134,12 @@ class Density:
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
 
-    def save_weights(self, folder: str | Path, **notes: str) -> None:
-        """Write ``weights.safetensors`` alone; ``notes`` (such as the epoch) go into its header."""
+    def save_weights(self, folder: str | Path, **notes: Any) -> None:
+        """Write ``weights.safetensors`` alone; ``notes`` (such as the epoch) go into its header, as JSON."""
         state = {name: tensor.contiguous() for name, tensor in self.flow.state_dict().items()}
-        write_atomically(Path(folder) / WEIGHTS_FILE, safetensors_bytes(state, metadata=notes or None))
+        write_atomically(
+            Path(folder) / WEIGHTS_FILE, safetensors_bytes(state, metadata={"notes": json.dumps(notes)})
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Density:
@@ -147,22 +152,31 @@ class Density:
         """
         folder = Path(folder)
         description = _read_description(folder)
+        try:
+            density = cls._from_description(description)
+        except (StudyError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunError(
+                f"{folder / DENSITY_FILE} is damaged ({type(error).__name__}: {error}); restore it, or fit "
+                "again."
+            ) from error
+        _load_weights(density.flow, folder / WEIGHTS_FILE)
+        return density
+
+    @classmethod
+    def _from_description(cls, description: dict[str, Any]) -> Density:
+        """Return the density that ``density.json`` describes, with fresh weights."""
         schema = Schema.from_json(description["schema"])
-        flow = build_flow(
-            description["architecture"],
-            targets=len(schema.targets),
-            context=len(schema.context),
-            **description["options"],
+        targets, context = (
+            ColumnTransforms.from_json(description["transforms"][role]) for role in ("targets", "context")
         )
-        _load_weights(flow, folder / WEIGHTS_FILE)
-        return cls(
-            flow,
-            schema,
-            ColumnTransforms.from_json(description["transforms"]["targets"]),
-            ColumnTransforms.from_json(description["transforms"]["context"]),
-            architecture=description["architecture"],
-            options=description["options"],
-        )
+        if (targets.names, context.names) != (schema.target_names, schema.context_names):
+            raise ValueError("its transforms are not those of its columns")
+        architecture, options = description["architecture"], description["options"]
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            flow = build_flow(
+                architecture, targets=len(schema.targets), context=len(schema.context), **options
+            )
+        return cls(flow, schema, targets, context, architecture=architecture, options=options)
 
 
 class Conditional:
@@ -201,16 +215,16 @@ class Conditional:
         return self._draw(draws, seed, with_log_prob=True)
 
     def _draw(self, draws: int, seed: int | None, *, with_log_prob: bool) -> tuple[np.ndarray, np.ndarray]:
-        if draws < 1:
-            raise DataError(f"Expected draws of at least 1; got {draws}.")
+        draws = _whole("draws", draws, least=1)
         generator = torch.Generator()
         if seed is None:
             generator.seed()
         else:
-            generator.manual_seed(seed)
+            generator.manual_seed(_whole("seed", seed, least=0))
         size = len(self.density.schema.targets)
-        rows = int(np.prod(self.shape, dtype=int)) * draws
-        context = self._context.reshape(-1, self._context.shape[-1])
+        contexts = int(np.prod(self.shape, dtype=int))
+        rows = contexts * draws
+        context = self._context.reshape(contexts, self._context.shape[-1])  # no −1: it may have no elements
         x, log_prob = np.empty((rows, size)), np.empty(rows if with_log_prob else 0)
         with torch.no_grad():
             for start in range(0, rows, CHUNK):
@@ -259,10 +273,18 @@ class Conditional:
         return np.where(inside, out + logdet, -np.inf)
 
     def _flow_log_prob(self, z: torch.Tensor) -> np.ndarray:
-        shape = torch.broadcast_shapes(z.shape[:-1], self.shape)
-        rows = z.expand(*shape, z.shape[-1]).reshape(-1, z.shape[-1])
-        context = self._context.expand(*shape, self._context.shape[-1]).reshape(len(rows), -1)
-        out = np.empty(len(rows))
+        try:
+            shape = np.broadcast_shapes(z.shape[:-1], self.shape)
+        except ValueError:
+            raise DataError(
+                f"Expected events and contexts of shapes that broadcast; got events {tuple(z.shape[:-1])} "
+                f"and contexts {self.shape}. For every event at every context, give contexts as [N, 1]."
+            ) from None
+        size, width = z.shape[-1], self._context.shape[-1]
+        count = math.prod(shape)
+        rows = z.expand(*shape, size).reshape(count, size)
+        context = self._context.expand(*shape, width).reshape(count, width)
+        out = np.empty(count)
         with torch.no_grad():
             for start in range(0, len(rows), CHUNK):
                 part = slice(start, start + CHUNK)
@@ -275,7 +297,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DENSITY_FILE
     try:
         description = json.loads(path.read_bytes())
-        version = description["format"]
+        version = int(description["format"])
     except FileNotFoundError:
         raise RunError(f"Expected a density at {folder}; found no {DENSITY_FILE} there.") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -287,7 +309,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _load_weights(flow: ConditionalFlow, path: Path) -> None:
+def _load_weights(flow: AbstractFlow, path: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -298,7 +320,12 @@ def _load_weights(flow: ConditionalFlow, path: Path) -> None:
     try:
         flow.load_state_dict(state)
     except RuntimeError as error:
-        raise RunError(f"{path} does not belong to the {DENSITY_FILE} beside it: {error}") from error
+        found = str(error).splitlines()
+        first, more = found[1].strip() if len(found) > 1 else found[0], max(len(found) - 2, 0)
+        raise RunError(
+            f"{path} does not belong to the {DENSITY_FILE} beside it: {first}"
+            f"{f' (and {more} more like it)' if more else ''} Restore both, or fit again."
+        ) from error
 
 
 def _stack(table: Any, columns: tuple[Column, ...], what: str) -> np.ndarray:
@@ -328,14 +355,30 @@ def _stack(table: Any, columns: tuple[Column, ...], what: str) -> np.ndarray:
         return np.stack(np.broadcast_arrays(*arrays), axis=-1)
     except ValueError:
         shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, arrays, strict=True))
-        raise DataError(f"{what}: expected columns of one shape, or shapes that broadcast; got {shapes}.") from None
+        raise DataError(
+            f"{what}: expected columns of one shape, or shapes that broadcast; got {shapes}."
+        ) from None
+
+
+def _whole(name: str, value: Any, *, least: int) -> int:
+    """Return a whole number from ``least`` up to what a generator takes."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise DataError(f"Expected {name} to be a whole number; got {value!r}.") from None
+    if number < least:
+        raise DataError(f"Expected {name} of at least {least}; got {number}.")
+    if number >= 2**63:
+        raise DataError(f"Expected {name} below 2^63; got {number}.")
+    return number
 
 
 def _known(table: Any) -> list[str]:
     for attribute in ("column_names", "columns", "keys"):
         found = getattr(table, attribute, None)
         if found is not None:
-            return [str(n) for n in (found() if callable(found) else found)]
+            listed: Any = found() if callable(found) else found
+            return [str(n) for n in listed]
     return list(getattr(getattr(table, "dtype", None), "names", None) or ())
 
 

@@ -7,13 +7,12 @@ signature, so a study and the code cannot drift apart.
 
 from __future__ import annotations
 
-import inspect
 import math
 import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 from pydantic import (
@@ -31,7 +30,7 @@ from pydantic import (
 from fluvial.data.schema import Column, Role, Schema, Support
 from fluvial.data.transforms import choose_transform, implied_support
 from fluvial.errors import StudyError, nearest
-from fluvial.flows.build import ARCHITECTURES, build_flow, default_architecture
+from fluvial.flows.build import architecture_options, build_flow, default_architecture
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
@@ -61,7 +60,7 @@ class SplitSection(_Section):
 class DataSection(_Section):
     """Which table, which columns, which rows."""
 
-    source: str
+    source: str = Field(description="the table, Parquet or CSV; a relative path is beside the study")
     targets: Annotated[Names, Field(min_length=1)]
     context: Names = []
     split: SplitSection = SplitSection()
@@ -120,8 +119,11 @@ class TrainingSection(_Section):
     minutes: PositiveFloat | None = Field(
         default=None, description="wall time; with epochs too, whichever ends first"
     )
-    batch_size: PositiveInt = 512
-    learning_rate: PositiveFloat = 2e-3
+    batch_size: PositiveInt | None = Field(
+        default=None,
+        description="rows in a step; left out, the power of two closest to twice the root of the training rows",
+    )
+    learning_rate: PositiveFloat = Field(default=3e-3, description="at its highest, after warm-up")
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="after warm-up; cosine falls to zero"
     )
@@ -133,6 +135,14 @@ class TrainingSection(_Section):
     )
     seed: Seed = Field(default=0, description="decides the initial weights and the order of rows")
 
+    def batch_rows(self, rows: int) -> int:
+        """Return the rows in a step, for so many training rows: noise in the steps regularises small tables.
+
+        >>> [TrainingSection().batch_rows(n) for n in (1_000, 13_000, 60_000, 3_000_000)]
+        [64, 256, 512, 4096]
+        """
+        return self.batch_size or min(max(2 ** round(math.log2(2 * math.sqrt(rows))), 64), 4096)
+
     @property
     def epoch_limit(self) -> int | None:
         """Epochs after which training ends; ``None`` where minutes alone decide."""
@@ -142,8 +152,8 @@ class TrainingSection(_Section):
 class CheckSection(_Section):
     """How the density is checked after training, on rows that it has not seen."""
 
-    contexts: PositiveInt = Field(default=2000, description="test rows whose contexts are drawn at")
-    draws: Annotated[int, Field(ge=50)] = Field(default=500, description="draws at each of them")
+    contexts: PositiveInt = Field(default=4000, description="test rows whose contexts are drawn at")
+    draws: Annotated[int, Field(ge=50)] = Field(default=250, description="draws at each of them")
     seed: Seed = Field(default=0, description="decides which test rows, and the draws")
     truth: str | None = Field(
         default=None, description="a column with the exact log-density of each row, if it is known"
@@ -244,10 +254,10 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
             "of its own."
         )
     architecture = study.architecture
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        hint = nearest(str(architecture), ARCHITECTURES)
-        raise StudyError(f"{where}: [flow] architecture {architecture!r} is not known{hint}")
-    model = options_model(architecture)
+    try:
+        model = options_model(architecture)
+    except StudyError as error:
+        raise StudyError(f"{where}: {error}") from None
     try:
         model(**{k: v for k, v in study.flow.items() if k != "architecture"})
     except ValidationError as error:
@@ -269,13 +279,11 @@ def _try(study: Study) -> None:
 
 
 def options_model(architecture: str) -> type[BaseModel]:
-    """Return a strict model of an architecture's keyword options, read off its signature."""
-    init = ARCHITECTURES[architecture].__init__
-    hints = get_type_hints(init)
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(init).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            fields[name] = (hints[name], parameter.default)
+    """Return a strict model of an architecture's keyword options, read off its signature.
+
+    Raises :class:`~fluvial.errors.StudyError` if the architecture is not known.
+    """
+    fields: dict[str, Any] = dict(architecture_options(architecture))
     return create_model(architecture, __config__=_Section.model_config, **fields)
 
 

@@ -1,7 +1,8 @@
 """Bijections and base densities: mathematics on tensors, torch only."""
 
-from fluvial.core.base import StandardNormal
+from fluvial.core.base import StandardNormal, StudentT, Uniform
 from fluvial.core.bijection import Bijection, Chain, Inverse
+from fluvial.core.circular import CircularSpline, circular_spline
 from fluvial.core.elementwise import Affine, Arctan, Asinh, Columnwise, Elementwise, Log, Logit, Softplus
 from fluvial.core.linear import LU, Permutation
 from fluvial.core.norm import ActNorm, BatchNorm
@@ -16,6 +17,7 @@ __all__ = [
     "BatchNorm",
     "Bijection",
     "Chain",
+    "CircularSpline",
     "Columnwise",
     "Elementwise",
     "Inverse",
@@ -25,5 +27,8 @@ __all__ = [
     "RationalQuadraticSpline",
     "Softplus",
     "StandardNormal",
+    "StudentT",
+    "Uniform",
+    "circular_spline",
     "rational_quadratic",
 ]

@@ -57,7 +57,7 @@ def split_rows(rows: int, fractions: tuple[float, float, float] | Mapping[str, f
         found = ", ".join(f"{n} = {share:g}" for n, share in zip(names, shares, strict=True))
         raise DataError(
             f"split: none of {rows} rows fall to {' or '.join(empty)} with {found}; give more rows, raise "
-            "that fraction in `split` under [data], or set it to 0"
+            "that fraction in `split` under [data]"
         )
     return split
 

@@ -64,6 +64,8 @@ class MAF(ConditionalFlow):
         Between steps: ``reverse``, ``permutation``, ``lu`` (a learned matrix) or ``none``.
     norm : str
         Between steps: ``none``, ``batch`` (batch norm) or ``act`` (act norm).
+    base : str
+        Where the latent lives: ``normal``, or ``student-t`` (degrees of freedom are learned) for heavy tails.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class MAF(ConditionalFlow):
         dropout: float = 0.0,
         mixing: Mixing = "reverse",
         norm: Norm = "none",
+        base: Base = "normal",
     ):
         network = {
             "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
@@ -99,7 +102,7 @@ class AutoregressiveSpline(ConditionalFlow):
 
     Parameters
     ----------
-    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm
+    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm, base
         As for :class:`MAF`.
     bins : int
         Bins of every spline.
@@ -132,9 +135,8 @@ class AutoregressiveSpline(ConditionalFlow):
         }  # fmt: skip
         check_sizes(bins=bins)
         transformer = SplineTransformer(bins, bound)
-        super().__init__(
-            _chain(targets, context, steps, transformer, mixing, norm, network), targets=targets, context=context
-        )
+        chain = _chain(targets, context, steps, transformer, mixing, norm, network)
+        super().__init__(chain, targets=targets, context=context, base=base)
 
 
 def _chain(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, get_type_hints
 
 from fluvial.errors import StudyError, nearest
 from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
+from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
-from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.flow import AbstractFlow
+from fluvial.flows.interop import PREFIX, ZukoFlow, zuko_class, zuko_options
 
-ARCHITECTURES: dict[str, type[ConditionalFlow]] = {
+ARCHITECTURES: dict[str, type[AbstractFlow]] = {
     "maf": MAF,
     "autoregressive-spline": AutoregressiveSpline,
     "coupling-affine": CouplingAffine,
     "coupling-spline": CouplingSpline,
+    "continuous": ContinuousFlow,
 }
 
 
@@ -29,7 +35,49 @@ def default_architecture(targets: int) -> str:
     return "autoregressive-spline" if targets <= 4 else "coupling-spline"
 
 
-def build_flow(architecture: str, *, targets: int, context: int, **options: Any) -> ConditionalFlow:
+def find_architecture(name: str) -> Callable[..., AbstractFlow]:
+    """Return what builds the flows of a name: one of :data:`ARCHITECTURES`, or ``zuko:NAME`` for a flow of zuko.
+
+    >>> find_architecture("maf").__name__
+    'MAF'
+
+    Raises
+    ------
+    StudyError
+        If the name is unknown.
+    MissingExtraError
+        If the name is that of a zuko flow, and zuko is not installed.
+    """
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if isinstance(name, str) and name.startswith(PREFIX):
+        zuko_class(name.removeprefix(PREFIX))
+        return partial(ZukoFlow, name.removeprefix(PREFIX))
+    hint = nearest(str(name), [*ARCHITECTURES, f"{PREFIX}NSF"])
+    raise StudyError(f"[flow] architecture {name!r} is not known{hint}")
+
+
+def architecture_options(name: str) -> dict[str, tuple[Any, Any]]:
+    """Return the options of an architecture: name -> (type, default), read off its signature.
+
+    >>> architecture_options("maf")["steps"]
+    (<class 'int'>, 8)
+
+    Raises as :func:`find_architecture` does.
+    """
+    make = find_architecture(name)
+    if name.startswith(PREFIX):
+        return zuko_options(name.removeprefix(PREFIX))
+    init = make.__init__
+    hints = get_type_hints(init)
+    return {
+        key: (hints[key], parameter.default)
+        for key, parameter in inspect.signature(init).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def build_flow(architecture: str, *, targets: int, context: int, **options: Any) -> AbstractFlow:
     """Build a flow by name.
 
     >>> build_flow("maf", targets=2, context=1, steps=3).targets
@@ -39,12 +87,11 @@ def build_flow(architecture: str, *, targets: int, context: int, **options: Any)
     ------
     StudyError
         If the name is unknown, or an option cannot be.
+    MissingExtraError
+        If the flow is one of zuko's, and zuko is not installed.
     """
-    if architecture not in ARCHITECTURES:
-        raise StudyError(
-            f"[flow] architecture {architecture!r} is not known{nearest(architecture, ARCHITECTURES)}."
-        )
+    make = find_architecture(architecture)
     try:
-        return ARCHITECTURES[architecture](targets=targets, context=context, **options)  # type: ignore[call-arg]
+        return make(targets=targets, context=context, **options)
     except (TypeError, ValueError) as error:
         raise StudyError(f"[flow] {architecture}: {error}") from error

@@ -58,7 +58,7 @@ class CouplingAffine(ConditionalFlow):
 
     Parameters
     ----------
-    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm
+    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm, base
         As for :class:`CouplingSpline`.
     """
 
@@ -77,13 +77,14 @@ class CouplingAffine(ConditionalFlow):
         dropout: float = 0.0,
         mixing: Mixing = "lu",
         norm: Norm = "none",
+        base: Base = "normal",
     ):
         network = {
             "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
             "batch_norm": batch_norm, "dropout": dropout,
         }  # fmt: skip
         chain = _chain(targets, context, steps, AffineTransformer(), mixing, norm, network)
-        super().__init__(chain, targets=targets, context=context)
+        super().__init__(chain, targets=targets, context=context, base=base)
 
 
 class CouplingSpline(ConditionalFlow):
@@ -137,7 +138,7 @@ class CouplingSpline(ConditionalFlow):
             "batch_norm": batch_norm, "dropout": dropout,
         }  # fmt: skip
         chain = _chain(targets, context, steps, SplineTransformer(bins, bound), mixing, norm, network)
-        super().__init__(chain, targets=targets, context=context)
+        super().__init__(chain, targets=targets, context=context, base=base)
 
 
 def _chain(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
+from torch.types import _size
 
 from fluvial.core import Bijection, StandardNormal, StudentT
 
@@ -102,7 +103,6 @@ class FlowDistribution(Distribution):
     x, the context and the parameters.
     """
 
-    arg_constraints = {}  # noqa: RUF012 (the interface of torch.distributions)
     has_rsample = True
 
     def __init__(self, flow: ConditionalFlow, context: Tensor | None):
@@ -112,11 +112,16 @@ class FlowDistribution(Distribution):
         super().__init__(batch, torch.Size((flow.targets,)), validate_args=False)
 
     @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: a flow's parameters are free."""
+        return {}
+
+    @property
     def support(self) -> constraints.Constraint:
         """All of R^D."""
         return constraints.real_vector
 
-    def expand(self, batch_shape, _instance=None) -> FlowDistribution:  # noqa: ANN001
+    def expand(self, batch_shape, _instance=None) -> FlowDistribution:
         """Return the distribution with its context expanded to ``batch_shape``."""
         context = self.context
         if context is not None:
@@ -141,35 +146,42 @@ class FlowDistribution(Distribution):
         return self.flow.base.log_prob(z) + logdet
 
     def rsample(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+        self, sample_shape: _size = (), *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw ``[*sample_shape, *batch, D]`` with gradients."""
         return self._draw(sample_shape, generator)[0]
 
     def sample(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+        self, sample_shape: _size = (), *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw ``[*sample_shape, *batch, D]`` without gradients."""
         with torch.no_grad():
             return self._draw(sample_shape, generator)[0]
 
     def rsample_and_log_prob(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
+        self, sample_shape: _size = (), *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw with gradients, and return the log-density of each draw from the same pass."""
         x, z, logdet = self._draw(sample_shape, generator)
         return x, self.flow.base.log_prob(z) - logdet
 
     def _draw(
-        self, sample_shape: torch.Size | tuple[int, ...], generator: torch.Generator | None
+        self, sample_shape: _size, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        z, context = self._latent(sample_shape, generator)
+        x, logdet = self.flow.bijection.inverse(z, context)
+        return x, z, logdet
+
+    def _latent(
+        self, sample_shape: _size, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return draws of the base ``[*sample_shape, *batch, D]``, and the context of each."""
         shape = (*sample_shape, *self.batch_shape)
         like = next(self.flow.parameters())
         z = self.flow.base.sample(
             (*shape, self.flow.targets), generator=generator, dtype=like.dtype, device=like.device
         )
-        x, logdet = self.flow.bijection.inverse(z, self._context(shape))
-        return x, z, logdet
+        return z, self._context(shape)
 
     def _context(self, shape: tuple[int, ...]) -> Tensor | None:
         if self.context is None:

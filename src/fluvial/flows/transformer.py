@@ -32,6 +32,10 @@ class SplineTransformer:
     bins: int = 16
     bound: float = 5.0
 
+    def __post_init__(self) -> None:
+        if not self.bound > 0:
+            raise ValueError(f"Expected bound of more than 0; got {self.bound:g}.")
+
     @property
     def size(self) -> int:
         """Parameters per coordinate."""

@@ -65,7 +65,9 @@ class MLP(nn.Module):
                 f"Expected activation to be one of {', '.join(ACTIVATIONS)}; got {activation!r}."
             )
         if (gate or batch_norm) and not residual:
-            raise ValueError("Expected residual = true with gate or batch_norm: they belong to residual blocks.")
+            raise ValueError(
+                "Expected residual = true with gate or batch_norm: they belong to residual blocks."
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"Expected dropout from 0 to below 1; got {dropout}.")
         self.residual = residual
@@ -85,7 +87,9 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(_linear(width, width, hidden, hidden) for _ in range(layers))
         gates = depth if gate and context else 0
         self.gates = nn.ModuleList(nn.Linear(context, width) for _ in range(gates))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width, eps=1e-3) for _ in range(layers if batch_norm else 0))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(width, eps=1e-3) for _ in range(layers if batch_norm else 0)
+        )
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.last = _linear(width, outputs, hidden, outs)
         nn.init.zeros_(self.last.weight)

@@ -1,4 +1,4 @@
-"""The training loop: maximum likelihood, read top to bottom.
+"""The training loop: maximum likelihood (or the flow's own loss), read top to bottom.
 
 It yields an event after every step and every epoch and knows nothing of files, progress bars or signals: whoever
 consumes the events saves, draws and stops.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fluvial.data.stream import Batches
 from fluvial.errors import FluvialError
-from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.flow import AbstractFlow
 
 
 class TrainingError(FluvialError):
@@ -40,7 +40,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One optimiser step: where training stands."""
+    """One optimiser step: where training stands. The loss is the flow's own: for most −log p, in nats."""
 
     epoch: int
     rows: int
@@ -51,7 +51,10 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EpochEvent:
-    """One epoch: losses are the mean of −log p per row, in nats, over standardised targets."""
+    """One epoch: losses are the mean of −log p per row, in nats, over standardised targets.
+
+    For a flow whose own loss is something else, ``train_loss`` is that of the epoch's first rows at its end.
+    """
 
     epoch: int
     seconds: float
@@ -72,18 +75,19 @@ MOST_SKIPPED_IN_A_ROW = 50
 
 
 def train(
-    flow: ConditionalFlow,
+    flow: AbstractFlow,
     batches: Batches,
     validation: tuple[Tensor, Tensor],
     options: TrainingOptions,
     *,
+    seed: int = 0,
     stop: Callable[[], str | None] = lambda: None,
 ) -> Iterator[StepEvent | EpochEvent]:
     """Train a flow in place; yield events; at the end the flow holds its *best* weights.
 
     Parameters
     ----------
-    flow : ConditionalFlow
+    flow : AbstractFlow
         Over standardised columns; changed in place.
     batches : Batches
         Training rows (targets, context).
@@ -91,6 +95,8 @@ def train(
         Targets ``[n, D]`` and context ``[n, C]`` whose mean −log p decides which weights are best.
     options : TrainingOptions
         Budget and optimiser.
+    seed : int
+        For flows whose loss draws random numbers: the draws of every epoch are fixed by it.
     stop : callable
         Asked after every step; a text ends training there, with that text as the reason.
 
@@ -110,12 +116,15 @@ def train(
     while reason is None:
         epoch += 1
         flow.train()
-        total, counted, rows_before, began = 0.0, 0, rows, time.perf_counter()
+        total, counted, rows_before, began, rate = 0.0, 0, rows, time.perf_counter(), 0.0
+        generator = torch.Generator(validation[0].device).manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        first = _FirstRows(0 if flow.loss_is_nll else flow.validation_rows or 2000)
         for x, context in batches.epoch(epoch):
             rate = options.learning_rate * clock.factor()
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, finite = _step(flow, optimizer, x, context, options.clip)
+            loss, finite = _step(flow, optimizer, x, context, options.clip, generator)
+            first.add(x, context)
             clock.tick()
             rows += len(x)
             if finite:
@@ -130,6 +139,9 @@ def train(
             if reason is not None:
                 break
         pace = (rows - rows_before) / (time.perf_counter() - began)
+        train_loss = total / counted if counted else math.nan
+        if not flow.loss_is_nll:
+            train_loss = mean_loss(flow, *first.rows())
         validation_loss = mean_loss(flow, *validation)
         improved = validation_loss < best_loss
         if improved:
@@ -144,7 +156,7 @@ def train(
             seconds=clock.seconds(),
             rows=rows,
             rows_per_second=pace,
-            train_loss=total / counted if counted else math.nan,
+            train_loss=train_loss,
             validation_loss=validation_loss,
             learning_rate=rate,
             skipped_steps=skipped,
@@ -156,11 +168,16 @@ def train(
 
 
 def _step(
-    flow: ConditionalFlow, optimizer: torch.optim.Optimizer, x: Tensor, context: Tensor, clip: float
+    flow: AbstractFlow,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    context: Tensor,
+    clip: float,
+    generator: torch.Generator,
 ) -> tuple[float, bool]:
-    """Take one step of maximum likelihood, unless loss or gradient are not finite; return the loss and whether so."""
+    """Take one step down the flow's loss, unless loss or gradient are not finite; return the loss and whether so."""
     optimizer.zero_grad(set_to_none=True)
-    loss = -flow(context).log_prob(x).mean()
+    loss = flow.loss(x, context, generator=generator)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), clip)
     value = float(loss.detach())
@@ -170,7 +187,7 @@ def _step(
     return value, True
 
 
-def mean_loss(flow: ConditionalFlow, x: Tensor, context: Tensor, *, chunk: int = 4096) -> float:
+def mean_loss(flow: AbstractFlow, x: Tensor, context: Tensor, *, chunk: int = 4096) -> float:
     """Return the mean of −log p(x | context) over all rows, in nats; ``inf`` where it is not finite."""
     flow.eval()
     total = 0.0
@@ -179,6 +196,24 @@ def mean_loss(flow: ConditionalFlow, x: Tensor, context: Tensor, *, chunk: int =
             total -= float(flow(b).log_prob(a).double().sum())
     mean = total / len(x)
     return mean if math.isfinite(mean) else math.inf
+
+
+class _FirstRows:
+    """The first rows of an epoch, up to a number."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.held = 0
+        self.parts: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, x: Tensor, context: Tensor) -> None:
+        left = self.most - self.held
+        if left > 0:
+            self.parts.append((x[:left], context[:left]))
+            self.held += len(self.parts[-1][0])
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return torch.cat([x for x, _ in self.parts]), torch.cat([c for _, c in self.parts])
 
 
 class _Clock:
@@ -222,7 +257,7 @@ class _Clock:
         return None
 
 
-def _copy(flow: ConditionalFlow) -> dict[str, Tensor]:
+def _copy(flow: AbstractFlow) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
 
 

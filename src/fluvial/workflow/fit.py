@@ -21,7 +21,7 @@ from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
 from fluvial.errors import FluvialError, RunError
 from fluvial.flows.build import build_flow
-from fluvial.record import FORMAT, NO_END, STUDY, UNFINISHED, RunFolder, environment, now
+from fluvial.record import FORMAT, NO_END, STUDY, UNFINISHED, RunFolder, check_new, environment, now
 from fluvial.study import Study, parse_study, read_study
 from fluvial.train import EpochEvent, StepEvent, TrainingOptions, train
 from fluvial.workflow.check import run_checks
@@ -69,6 +69,7 @@ def fit(
     """
     tell = on_event or (lambda event: None)
     parsed, text, folder, stem = _read(study)
+    check_new(Path(runs), name)
     began = time.perf_counter()
     source = folder / parsed.data.source
     tell(f"reading {source}")
@@ -85,9 +86,7 @@ def fit(
             context=len(rows.schema.context),
             **options,
         )
-    density = Density(
-        flow, rows.schema, targets, context, architecture=parsed.architecture, options=options
-    )
+    density = Density(flow, rows.schema, targets, context, architecture=parsed.architecture, options=options)
     record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
 
     def fill(new: RunFolder) -> None:
@@ -95,15 +94,17 @@ def fit(
         new.write_record({**record, "name": name})
         density.save(new.path)
 
-    run = RunFolder.create(Path(runs), stem, name, fill)
-    density.folder = run.path
-    record["name"] = run.name
-    tell(f"run folder {run.path}")
-    with _recorded(run, record), _signals() as stop:
-        _train(run, record, density, rows, parsed, stop, tell)
-        if check and stop.signal != signal.SIGTERM:
-            _finish(run, record, density, rows, parsed, tell)
-        record["status"] = "interrupted" if stop.signal else "finished"
+    with _signals() as stop:  # before the folder is made: a signal may come as soon as it is seen
+        run = RunFolder.create(Path(runs), stem, name, fill)
+        density.folder = run.path
+        record["name"] = run.name
+        with _recorded(run, record):
+            tell(f"run folder {run.path}")
+            _train(run, record, density, rows, parsed, stop, tell)
+            stop.training_is_over()
+            if check and stop.signal != signal.SIGTERM:
+                _finish(run, record, density, rows, parsed, tell)
+            record["status"] = "interrupted" if stop.signal else "finished"
     if stop.signal == signal.SIGTERM:
         raise Terminated(f"{run.path}: stopped by SIGTERM; the best density so far is kept there.")
     return density
@@ -135,7 +136,7 @@ def _record(
         "ended": None,
         "architecture": density.architecture,
         "weights": sum(p.numel() for p in density.flow.parameters()),
-        "study": {**study.model_dump(), "flow": density.options},
+        "study": _resolved(study, rows, density),
         "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "data": {"source": str(source.resolve()), **rows.facts},
         "transforms": {**density.target_transforms.describe(), **density.context_transforms.describe()},
@@ -144,6 +145,20 @@ def _record(
         "training": {},
         "checks": {},
         **environment(torch.get_num_threads()),
+    }
+
+
+def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
+    """Return every option of the study with its value, those left out included."""
+    training = study.training
+    resolved = {
+        "batch_size": training.batch_rows(len(rows.split.train)),
+        "epochs": training.epoch_limit,
+    }
+    return {
+        **study.model_dump(),
+        "flow": {"architecture": density.architecture, **density.options},
+        "training": {**training.model_dump(), **resolved},
     }
 
 
@@ -159,9 +174,11 @@ def _train(
     """Train; save the density whenever it improves, and the metrics every epoch."""
     transforms = density.target_transforms, density.context_transforms
     x, c, train_logdet = standardised(rows.part("train"), rows.schema, *transforms)
-    validation_x, validation_c, validation_logdet = standardised(rows.part("validation"), rows.schema, *transforms)
+    validation_x, validation_c, validation_logdet = standardised(
+        rows.part("validation"), rows.schema, *transforms
+    )
     section = study.training
-    batches = Batches(x, c, section.batch_size, section.seed)
+    batches = Batches(x, c, section.batch_rows(len(x)), section.seed)
     options = TrainingOptions(
         epochs=section.epoch_limit,
         **section.model_dump(exclude={"epochs", "batch_size", "seed"}),
@@ -170,7 +187,7 @@ def _train(
         if isinstance(event, EpochEvent):
             event = _in_units(event, train_logdet, validation_logdet)
             if event.improved:
-                density.save_weights(run.path, epoch=str(event.epoch), validation_loss=repr(event.validation_loss))
+                density.save_weights(run.path, epoch=event.epoch, validation_loss=event.validation_loss)
             run.append_metrics(vars(event))
             record["training"] = _summary(event)
             record["timings"]["training"] = event.seconds
@@ -231,6 +248,7 @@ class _Stop:
     """Set by a signal; training asks it after every step."""
 
     signal: signal.Signals | None = None
+    training: bool = True
 
     def __call__(self) -> str | None:
         if self.signal is None:
@@ -238,20 +256,26 @@ class _Stop:
         cause = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
         return f"interrupted by {cause}"
 
+    def training_is_over(self) -> None:
+        """From now on nothing asks: a signal ends what is going on at once."""
+        self.training = False
+
+    def handle(self, number: int, frame: object) -> None:
+        again = self.signal is not None
+        self.signal = signal.Signals(number)
+        if self.training and not (again and number == signal.SIGINT):
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated("stopped by SIGTERM")
+
 
 @contextmanager
 def _signals() -> Iterator[_Stop]:
-    """Let the first Ctrl-C or SIGTERM end training at the next step; a second Ctrl-C ends the program as usual."""
+    """Let the first Ctrl-C or SIGTERM end training at the next step, a second Ctrl-C the program; later, either at once."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-
-    def handle(number: int, frame: object) -> None:
-        stop.signal = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -265,9 +289,13 @@ def _recorded(run: RunFolder, record: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
+        interrupted = isinstance(error, (KeyboardInterrupt, Terminated))
         record["status"] = "interrupted" if interrupted else "failed"
-        record["stopped"] = "interrupted by Ctrl-C" if interrupted else f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"
+        if interrupted:
+            why = "interrupted by " + ("SIGTERM" if isinstance(error, Terminated) else "Ctrl-C")
+        trained = record["stopped"] != NO_END
+        record["stopped"] = f"{record['stopped']}; then, in the checks, {why}" if trained else why
         record["ended"] = now()
         try:
             run.write_record(record)

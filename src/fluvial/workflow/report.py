@@ -63,7 +63,7 @@ def _headline(record: dict[str, Any], schema: Schema) -> list[tuple[str, str, st
     else:
         first = (
             "best validation loss",
-            f"{training['best_loss']:.4f} nats",
+            "none" if training["best_loss"] is None else f"{training['best_loss']:.4f} nats",
             f"in epoch {training['best_epoch']} of {training['epochs']}",
         )
     return [
@@ -144,7 +144,10 @@ def _panel_list(schema: Schema, arrays: dict[str, np.ndarray]) -> list[Panel]:
     panels = []
     for k in range(len([name for name in arrays if name.endswith("_context")])):
         value = arrays[f"panel{k}_context"]
-        names = (f"{c.name} = {v:.4g}" + (f" {c.unit}" if c.unit else "") for c, v in zip(schema.context, value, strict=True))
+        names = (
+            f"{c.name} = {v:.4g}" + (f" {c.unit}" if c.unit else "")
+            for c, v in zip(schema.context, value, strict=True)
+        )
         title = ", ".join(names) or "all rows"
         panels.append(Panel(title, arrays[f"panel{k}_data"], arrays[f"panel{k}_draws"]))
     return panels
