@@ -3,11 +3,11 @@ r"""How fast flows train, give densities and draw: fluvial against its peers, th
     python -m venv peers && peers/bin/pip install -r benchmarks/requirements.txt -c constraints.txt .
     peers/bin/python benchmarks/flows.py [--quick] [--json PATH] [--markdown PATH]
 
-Every contender runs in a process of its own; measurements take turns, and the median over the repeats counts. Beside
-each rate stands its share of the *floor*: the rate at which this machine could do the conditioners' matrix products
-and nothing else. One row costs 2 × weights operations in a forward pass and three times as many in training; the
-machine's rate is that of ``torch.mm`` in float32 at ``[rows, width] @ [width, width]``, by MKL or by oneDNN, whichever
-is faster.
+Every contender runs in a process of its own; measurements take turns, and the median over the repeats
+counts. Beside each rate stands its share of the *floor*: the rate at which this machine could do the
+conditioners' matrix products and nothing else. One row costs 2 × weights operations in a forward pass and
+three times as many in training; the machine's rate is that of ``torch.mm`` in float32 at
+``[rows, width] @ [width, width]``, by MKL or by oneDNN, whichever is faster.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Worker:
 
 
 def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
-    """Measure all contenders at one work; return the rows of results and what was found about each contender."""
+    """Measure all contenders at one work; return the rows of results, and what was found about each."""
     workers = [Worker(who, work, options) for who in (FLOOR, *contenders)]
     about = [{"work": work.name, **worker.hear()} for worker in workers][
         1:
@@ -124,11 +124,14 @@ def page(rows: list[dict], about: list[dict], where: str, command: str) -> str:
     """Return the page that docs/benchmarks/flows.md is."""
     return f"""# Speed of flows, against peers
 
-Rows per second of the same architecture in each library, float32 on a CPU, each in a process of its own; the median of
-interleaved repeats. `train` is a forward pass, a backward pass and a step of Adam. In brackets: the share of the
-*floor*, the rate at which this machine could do the conditioners' matrix products and nothing else (2 × weights
-operations a row, three times as many in training, over the rate of `torch.mm` at these shapes, by MKL or oneDNN,
-whichever is faster; a draw counts as one pass). Made by `{command}`.
+Rows per second of the same architecture in each library, float32 on a CPU, each in a process of its own; the
+median of interleaved repeats. `train` is a forward pass, a backward pass and a step of Adam. In brackets: the
+share of the *floor*, the rate at which this machine could do the conditioners' matrix products and nothing
+else (2 × weights operations a row, three times as many in training, over the rate of `torch.mm` at these
+shapes, by MKL or oneDNN, whichever is faster; a draw counts as one pass). Where no gradient is wanted, fluvial
+gets the rows in the chunks that its densities take by themselves, the others as they come.
+
+Made by `{command}`.
 
 {where}
 
@@ -148,8 +151,8 @@ MiB above what the process held after its imports.
 
 ## Contenders
 
-What differs from the work; where nothing is said, nothing. *Moved by context*: the share of rows whose log-density
-changes with another row's context.
+What differs from the work; where nothing is said, nothing. *Moved by context*: the share of rows whose
+log-density changes with another row's context.
 
 {markdown_table([_contender(a, about) for a in about])}
 
@@ -237,8 +240,9 @@ def _introduction(about: dict, first: dict) -> str:
     size = "" if abs(ratio - 1) <= PARAMETERS_WITHIN else f" — NOT within {PARAMETERS_WITHIN:.0%}"
     losses = " → ".join(f"{loss:.2f}" for loss in about["losses"])
     return (
-        f"{about['work']}: {about['who']}, {about['parameters']:,} parameters ({ratio:.3f} of the first{size}), "
-        f"loss {losses}, moved by context {about['moved_by_context']:.1%}, differs: {about['differs'] or 'nothing'}"
+        f"{about['work']}: {about['who']}, {about['parameters']:,} parameters ({ratio:.3f} of the first"
+        f"{size}); loss {losses}; moved by context {about['moved_by_context']:.1%}; "
+        f"differs: {about['differs'] or 'nothing'}"
     )
 
 
@@ -267,7 +271,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, help="measurements of each (default: 5; quick: 2)")
     parser.add_argument(
-        "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.2)"
+        "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.1)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
@@ -275,7 +279,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.repeats = options.repeats or (2 if options.quick else 5)
-    options.seconds = options.seconds or (0.2 if options.quick else 2.0)
+    options.seconds = options.seconds or (0.1 if options.quick else 2.0)
     options.work = (options.work or ",".join(QUICK_WORKS if options.quick else WORKS)).split(",")
     options.who = options.who.split(",")
     for name, known in ((options.work, WORKS), (options.who, PEERS)):
@@ -293,9 +297,7 @@ def main() -> None:
         return
     host, packages = machine(options.threads), versions(PACKAGES)
     if host["load"] is not None and host["load"] > 0.5:
-        _say(
-            f"The machine is busy (load {host['load']}): shared cores make every number here too low, unevenly so."
-        )
+        _say(f"The machine is busy (load {host['load']}): every number will be too low, unevenly so.")
     rows, about = [], []
     for work in works:
         results, found = compare(work, options.who, options)

@@ -22,6 +22,7 @@ from fluvial.core import (
     BatchNorm,
     Bijection,
     Chain,
+    CircularSpline,
     Columnwise,
     Inverse,
     Log,
@@ -31,7 +32,9 @@ from fluvial.core import (
     Softplus,
 )
 from fluvial.flows import ConditionalFlow, build_flow
+from fluvial.flows.amortized import Amortized, GaussianizationMap, RotationMap, TriangularMap
 from fluvial.flows.autoregressive import Autoregressive
+from fluvial.flows.continuous import Transport
 from fluvial.flows.coupling import Coupling
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer
 
@@ -41,13 +44,17 @@ INF = math.inf
 
 @dataclass(frozen=True)
 class Entry:
-    """A bijection of ``dim`` coordinates, the open interval of x on which it is defined, and that of z."""
+    """A bijection of ``dim`` coordinates, the open interval of x on which it is defined, and that of z.
+
+    ``solver`` is the error that a numerical solution is allowed where the two directions undo one another.
+    """
 
     make: Callable[[int], Bijection]
     domain: tuple[float, float] = (-INF, INF)
     image: tuple[float, float] = (-INF, INF)
     context: int = 0
     dims: tuple[int, ...] = (1, 2, 5)
+    solver: float = 0.0
 
 
 def _affine(dim: int) -> Affine:
@@ -96,6 +103,25 @@ BIJECTIONS: dict[str, Entry] = {
     "coupling affine step": Entry(
         lambda dim: Coupling(dim, CONTEXT, AffineTransformer(), width=16, depth=1), context=CONTEXT
     ),
+    "circular spline": Entry(
+        lambda dim: CircularSpline(dim, bins=6), domain=(-math.pi, math.pi), image=(-math.pi, math.pi)
+    ),
+    "transport": Entry(
+        lambda dim: Transport(dim, CONTEXT, solver_steps=6, width=16, depth=2), context=CONTEXT, solver=1e-4
+    ),
+    "triangular": Entry(
+        lambda dim: Amortized(dim, CONTEXT, [TriangularMap(dim)], width=16, depth=1), context=CONTEXT
+    ),
+    "rotation": Entry(
+        lambda dim: Amortized(dim, CONTEXT, [RotationMap(dim)], width=16, depth=1), context=CONTEXT
+    ),
+    "mixture-CDF Gaussianization": Entry(
+        lambda dim: Amortized(dim, CONTEXT, [GaussianizationMap(dim, kernels=6)], width=16, depth=1),
+        context=CONTEXT,
+    ),
+    "mixture-CDF Gaussianization, one kernel": Entry(
+        lambda dim: Amortized(dim, 0, [GaussianizationMap(dim, kernels=1)])
+    ),
 }
 
 FLOWS: dict[str, dict] = {
@@ -124,7 +150,30 @@ FLOWS: dict[str, dict] = {
     "coupling-spline, no mixing": {
         "architecture": "coupling-spline", "steps": 2, "bins": 4, "width": 24, "mixing": "none",
     },
+    "maf, student-t": {"architecture": "maf", "steps": 2, "width": 24, "base": "student-t"},
+    "coupling-spline, student-t": {
+        "architecture": "coupling-spline", "steps": 2, "bins": 4, "width": 24, "base": "student-t",
+    },
+    "continuous": {"architecture": "continuous", "solver_steps": 4, "width": 12, "depth": 2},
+    "diagonal-gaussian": {"architecture": "diagonal-gaussian", "width": 24},
+    "full-gaussian": {"architecture": "full-gaussian", "width": 24, "residual": True},
+    "gaussianization": {"architecture": "gaussianization", "kernels": 6, "width": 24},
+    "gaussianization, one layer": {"architecture": "gaussianization", "layers": 1, "kernels": 2, "width": 24, "depth": 1},
+    "mixture": {"architecture": "mixture", "components": 4, "width": 24},
+    "mixture, diagonal": {"architecture": "mixture", "components": 3, "covariance": "diagonal", "width": 24},
 }  # fmt: skip
+
+#: What a numerical solution is allowed where draws and density are compared, by name of the flow.
+SOLVER: dict[str, float] = {"continuous": 1e-2}
+
+
+#: Flows that are no bijection, so no law of one holds for them, nor do they start at the base density: the components of
+#: a mixture must differ from the start, or they would never part.
+NO_BIJECTION = ("mixture", "mixture, diagonal")
+
+#: Flows that start only near the base density, and how near in log p at ordinary values: a mixture of several kernels that
+#: differ is not exactly a normal.
+NEAR_START: dict[str, float] = {"gaussianization": 0.1, "gaussianization, one layer": 0.1}
 
 
 def make_bijection(name: str, dim: int, dtype: torch.dtype = torch.float32) -> Bijection:

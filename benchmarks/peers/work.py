@@ -18,8 +18,9 @@ LEARNING_RATE = 1e-3
 class Work:
     """An architecture, and how many rows each operation gets at a time.
 
-    ``blocks`` are residual blocks of two layers for ``coupling-spline`` and hidden layers for ``maf``; ``mixing``
-    stands between steps; with ``gate`` the context multiplies what every block adds. Activations are ReLU.
+    ``blocks`` are residual blocks of two layers for ``coupling-spline`` and hidden layers for ``maf``;
+    ``mixing`` stands between steps; with ``gate`` the context multiplies what every block adds. Activations
+    are ReLU.
     """
 
     name: str
@@ -58,9 +59,9 @@ class Work:
         return total
 
     def flops(self, op: Op) -> int:
-        """Return the floating-point operations of the conditioners for one row; training counts as three passes.
+        """Return the floating-point operations of the conditioners for one row; training is three passes.
 
-        A draw is counted as one pass in both architectures, though an autoregressive one needs a pass a target.
+        A draw is one pass in both architectures, though an autoregressive one needs a pass a target.
         """
         return 2 * self.conditioner_weights() * (3 if op == "train" else 1)
 

@@ -1,7 +1,8 @@
 """The other end of ``benchmarks/flows.py``: one process that holds one contender and measures on demand.
 
-Read from standard input: one operation a line. Written to standard output: one line of JSON first, when the contender
-is built, has trained a little and has been found to be a conditional density; then one for each operation.
+Read from standard input: one operation a line. Written to standard output: one line of JSON first, when the
+contender is built and has trained a little, with what tells whether it is a conditional density; then one for
+each operation.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def _rate(contender: Contender, op: Op, x: np.ndarray, c: np.ndarray, seconds: f
 def _floor(work: Work, op: Op, threads: int, seconds: float) -> dict[str, float]:
     """Return the FLOP/s of float32 products ``[rows, width] @ [width, width]`` in PyTorch's two ways.
 
-    ``medium`` is ``torch.set_float32_matmul_precision("medium")``, which sends them to oneDNN on processors that
-    have a 16-bit form of it and changes nothing on others. Each is the better of all rows at once and 2,048.
+    ``medium`` is ``torch.set_float32_matmul_precision("medium")``, which sends them to oneDNN where the
+    processor is new enough and changes nothing elsewhere. Each is the better of all rows at once and 2,048.
     """
     import torch
 

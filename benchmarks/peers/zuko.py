@@ -30,7 +30,7 @@ def build(work: Work) -> TorchContender:
 
 
 def _coupling(work: Work) -> Flow:
-    """Return a coupling flow; zuko's ``NSF`` in two passes is one too, but masks half of its products away."""
+    """Return a coupling flow; zuko's ``NSF`` in two passes is one too, but masks half of its products."""
     torch.manual_seed(0)
     bins = work.bins
     steps = []

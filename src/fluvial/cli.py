@@ -192,6 +192,9 @@ def main() -> None:
     """Run the command line; an error that a user can mend is one message on standard error, exit code 2."""
     from fluvial.errors import FluvialError
 
+    # OpenMP's threads spin while they wait; where others want the cores too, spinning costs ten times what it saves. This
+    # process alone, and only if the user has not said otherwise; read when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(prog_name="fluvial")
     except FluvialError as error:

@@ -64,7 +64,7 @@ class StudentT(nn.Module):
     >>> base.degrees
     tensor([5., 5.], grad_fn=<AddBackward0>)
     >>> base.log_prob(torch.zeros(2)).item()
-    -1.93692...
+    -1.937239170074463
     """
 
     raw_degrees: Tensor

@@ -115,7 +115,9 @@ class _Spline(torch.autograd.Function):
         chosen = share.gather(-1, both).squeeze(-1)
         before = (knots.gather(-1, both).squeeze(-1) - chosen).clamp_(min=0)
         size = 2 * bound * (BIN_FLOOR / bins + (1 - BIN_FLOOR) * chosen)
-        start = 2 * bound * (BIN_FLOOR / bins * index[..., None].to(x.dtype) + (1 - BIN_FLOOR) * before) - bound
+        start = (
+            2 * bound * (BIN_FLOOR / bins * index[..., None].to(x.dtype) + (1 - BIN_FLOOR) * before) - bound
+        )
 
         raw = torch.stack((index, index + 1), -1)
         raw = parameters[..., 2 * bins :].gather(-1, raw)

@@ -1,11 +1,13 @@
 """Flows: architectures built from core and nets."""
 
+from fluvial.flows.amortized import DiagonalGaussian, FullGaussian, Gaussianization
 from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
 from fluvial.flows.build import ARCHITECTURES, build_flow
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
 from fluvial.flows.interop import sbi_estimator
+from fluvial.flows.mixture import MixtureOfGaussians
 
 __all__ = [
     "ARCHITECTURES",
@@ -16,7 +18,11 @@ __all__ = [
     "ContinuousFlow",
     "CouplingAffine",
     "CouplingSpline",
+    "DiagonalGaussian",
     "FlowDistribution",
+    "FullGaussian",
+    "Gaussianization",
+    "MixtureOfGaussians",
     "build_flow",
     "sbi_estimator",
 ]

@@ -38,7 +38,8 @@ class Autoregressive(Bijection):
         known: list[Tensor] = []
         logdet = z.new_zeros(z.shape[:-1])
         for i in range(z.shape[-1]):
-            parameters = self._steer(x, context)[..., i, :]
+            mine = slice(i * self.transformer.size, (i + 1) * self.transformer.size)
+            parameters = self.conditioner(x, context, mine)
             value, log_slope = self.transformer(z[..., i], parameters, inverse=True)
             known.append(value)
             logdet = logdet + log_slope
@@ -140,7 +141,13 @@ class AutoregressiveSpline(ConditionalFlow):
 
 
 def _chain(
-    targets: int, context: int, steps: int, transformer: Transformer, mixing: Mixing, norm: Norm, network: dict
+    targets: int,
+    context: int,
+    steps: int,
+    transformer: Transformer,
+    mixing: Mixing,
+    norm: Norm,
+    network: dict,
 ) -> Chain:
     check_sizes(targets=targets, context=context, steps=steps, width=network["width"], depth=network["depth"])
     bijections: list[Bijection] = []

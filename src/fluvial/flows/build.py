@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any, get_type_hints
 
 from fluvial.errors import StudyError, nearest
+from fluvial.flows.amortized import DiagonalGaussian, FullGaussian, Gaussianization
 from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.interop import PREFIX, ZukoFlow, zuko_class, zuko_options
+from fluvial.flows.mixture import MixtureOfGaussians
 
 ARCHITECTURES: dict[str, type[AbstractFlow]] = {
     "maf": MAF,
@@ -20,6 +22,10 @@ ARCHITECTURES: dict[str, type[AbstractFlow]] = {
     "coupling-affine": CouplingAffine,
     "coupling-spline": CouplingSpline,
     "continuous": ContinuousFlow,
+    "diagonal-gaussian": DiagonalGaussian,
+    "full-gaussian": FullGaussian,
+    "gaussianization": Gaussianization,
+    "mixture": MixtureOfGaussians,
 }
 
 

@@ -9,32 +9,37 @@ and fits a velocity v to it by plain regression, without ever solving the equati
 
 .. math:: \mathcal L = \mathbb E_{t, z, (x, c)} \lVert v(x_t, t, c) - (x - z) \rVert^2 / D .
 
-Its minimum is the mean velocity at :math:`x_t`, and :math:`\dot x = v(x, t, c)` then carries p(z) to p(x | c). A draw solves
-that equation from 0 to 1; the density solves it backwards, and multiplies the determinants of its steps.
+Its minimum is the mean velocity at :math:`x_t`, and :math:`\dot x = v(x, t, c)` then carries p(z) to p(x | c). A
+draw solves that equation from 0 to 1; the density solves it backwards, and multiplies the determinants of its steps.
 
-**The log-determinant is that of the map that is used**, not of the equation that it approximates: every step of the solver
-is differentiated exactly, by D forward-mode products a stage, and the determinant of the step is taken. So the density
-integrates to one whatever the number of steps, as long as each step is one-to-one. Only that backward and forward solutions
-undo each other holds to the tolerance of the solver, O(steps⁻⁴).
+**The log-determinant is that of the map that is used**, not of the equation that it approximates: every step of the
+solver is differentiated exactly, by D forward derivatives a stage, and the determinant of the step is taken. So the
+density integrates to one whatever the number of steps, as long as each step is one-to-one. Only that backward and
+forward solutions undo each other holds to the tolerance of the solver, O(steps⁻⁴).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
+from torch.types import _size
 
 from fluvial.core import Bijection
 from fluvial.flows.flow import ConditionalFlow, FlowDistribution
 from fluvial.flows.transformer import check_sizes
-from fluvial.nets import MLP
+from fluvial.nets.mlp import INPUT_RANGE, draw_in
 
 #: The velocity is squashed smoothly to ± this many standard deviations per unit of time.
 SPEED_LIMIT = 100.0
 #: Rows times tangents that pass through the network at once.
 CHUNK = 8192
+#: Where in a step of Runge and Kutta's method its four slopes are taken.
+STAGES = (0.0, 0.5, 0.5, 1.0)
+#: Time enters the network as this many cosines and sines.
+FREQUENCIES = 4
 #: Steps from one irrational number to the next spread the times of a batch evenly: 1/φ, the golden ratio.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -42,20 +47,117 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 class Velocity(nn.Module):
     r"""The velocity v(x, t, c): a perceptron of x, of :math:`\cos k\pi t, \sin k\pi t`, and of the context.
 
-    Bounded, and with a bounded slope in x, so that the solution exists and is finite wherever it starts. Zero at the start.
+    Bounded, and with a bounded slope in x, so that the solution exists and is finite wherever it starts. A new one is
+    zero everywhere. It carries derivatives with respect to x along with the values, layer by layer.
+
+    Parameters
+    ----------
+    dim, context : int
+        Numbers of coordinates and of context columns.
+    width, depth : int
+        Units of a hidden layer, and number of hidden layers (residual: of blocks with two layers each).
+    residual : bool
+        Residual blocks instead of plain layers.
+    activation : str
+        One of ``silu``, ``elu``, ``tanh``: smooth, as a solver wants them.
     """
 
-    def __init__(self, dim: int, context: int, *, frequencies: int = 4, **network):
+    def __init__(
+        self,
+        dim: int,
+        context: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        residual: bool = False,
+        activation: str = "silu",
+    ):
         super().__init__()
-        self.frequencies = frequencies
-        self.network = MLP(dim + 2 * frequencies, context, dim, **network)
+        if activation not in SMOOTH:
+            raise ValueError(f"Expected activation to be one of {', '.join(SMOOTH)}; got {activation!r}.")
+        self.activation = SMOOTH[activation]
+        self.residual = residual
+        self.from_x = nn.Linear(dim, width)
+        self.from_time = nn.Linear(2 * FREQUENCIES, width, bias=False)
+        self.from_context = nn.Linear(context, width, bias=False) if context else None
+        self.hidden = nn.ModuleList(
+            nn.Linear(width, width) for _ in range(2 * depth if residual else depth - 1)
+        )
+        self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+    def steer(self, context: Tensor | None) -> Tensor | None:
+        """Return what the context adds to the first layer ``[*batch, width]``: once a solution, not once a stage."""
+        return None if self.from_context is None else self.from_context(context)
+
+    def forward(self, x: Tensor, time: Tensor, steer: Tensor | None) -> Tensor:
         """Return the velocity ``[*batch, D]`` at ``x: [*batch, D]`` and ``time: [*batch, 1]`` or ``[1]``."""
-        k = torch.arange(1, self.frequencies + 1, dtype=x.dtype, device=x.device)
-        phase = (math.pi * k * time).expand(*x.shape[:-1], self.frequencies)
-        raw = self.network(torch.cat((x, phase.cos(), phase.sin()), -1), context)
-        return raw * torch.rsqrt(1 + (raw / SPEED_LIMIT).square())
+        return self._evaluate(x, time, steer, None)[0]
+
+    def with_jacobian(self, x: Tensor, time: Tensor, steer: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the velocity, and its derivative ``[*batch, D, D]`` with ∂v_i / ∂x_j at ``[..., i, j]``."""
+        v, along = self._evaluate(x, time, steer, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device))
+        assert along is not None
+        return v, along.mT
+
+    def _evaluate(
+        self, x: Tensor, time: Tensor, steer: Tensor | None, along: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return v and, with ``along: [D, D]`` directions, ``[*batch, directions, D]`` its derivative along each."""
+        k = math.pi * torch.arange(1, FREQUENCIES + 1, dtype=x.dtype, device=x.device)
+        waves = torch.cat(((k * time).cos(), (k * time).sin()), -1)
+        drawn = draw_in(x)
+        if along is not None:
+            # d/dx of x / √(1 + (x/B)²) is that root to the power −3
+            along = along * torch.rsqrt(1 + (x / INPUT_RANGE).square()).pow(3)[..., None, :]
+        h, along = _layer(self.from_x, drawn, along)
+        h = h + self.from_time(waves)
+        h = h if steer is None else h + steer
+        if self.residual:
+            for first, second in zip(self.hidden[::2], self.hidden[1::2], strict=True):
+                inner, inner_along = _layer(first, *_bend(self.activation, h, along))
+                out, out_along = _layer(second, *_bend(self.activation, inner, inner_along))
+                h = h + out
+                along = None if along is None or out_along is None else along + out_along
+        else:
+            for layer in self.hidden:
+                h, along = _layer(layer, *_bend(self.activation, h, along))
+        raw, along = _layer(self.last, *_bend(self.activation, h, along))
+        shrink = torch.rsqrt(1 + (raw / SPEED_LIMIT).square())
+        return raw * shrink, None if along is None else along * shrink.pow(3)[..., None, :]
+
+
+def _layer(layer: nn.Module, h: Tensor, along: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return a linear layer's output and the derivative of it."""
+    return layer(h), None if along is None else along @ layer.weight.mT  # type: ignore[operator, union-attr]
+
+
+def _bend(
+    activation: Callable[[Tensor], tuple[Tensor, Tensor]], h: Tensor, along: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return an activation's output and the derivative of it."""
+    value, slope = activation(h)
+    return value, None if along is None else along * slope[..., None, :]
+
+
+def _silu(h: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.sigmoid(h)
+    return h * s, s * (1 + h * (1 - s))
+
+
+def _elu(h: Tensor) -> tuple[Tensor, Tensor]:
+    below = torch.exp(h.clamp(max=0))
+    return torch.where(h > 0, h, below - 1), below
+
+
+def _tanh(h: Tensor) -> tuple[Tensor, Tensor]:
+    t = torch.tanh(h)
+    return t, 1 - t.square()
+
+
+#: Activations with their slopes.
+SMOOTH = {"silu": _silu, "elu": _elu, "tanh": _tanh}
 
 
 class Transport(Bijection):
@@ -70,7 +172,7 @@ class Transport(Bijection):
     solver_steps : int
         Steps of the solver, four evaluations of the network each. May be changed after training.
     **network
-        Of the velocity; see :class:`fluvial.nets.MLP`.
+        Of the :class:`Velocity`.
     """
 
     def __init__(self, dim: int, context: int, *, solver_steps: int = 12, **network):
@@ -88,8 +190,13 @@ class Transport(Bijection):
 
     def draw(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Carry latents to targets as :meth:`inverse` does, without the log-determinant: D + 1 times less work."""
+        steer = self.velocity.steer(context)
         for time, step in self._steps(0.0, 1.0):
-            z = z + step * _mean_slope(*self._stages(z, time, step, context))
+            slopes: list[Tensor] = []
+            for share in STAGES:
+                at = z + share * step * slopes[-1] if share else z
+                slopes.append(self.velocity(at, z.new_full((1,), time + share * step), steer))
+            z = z + step * _mean_slope(slopes)
         return z
 
     def _steps(self, start: float, end: float) -> list[tuple[float, float]]:
@@ -105,7 +212,7 @@ class Transport(Bijection):
         if x.numel() == 0:
             return x, x.sum(-1)
         rows = x.reshape(-1, dim).split(max(CHUNK // (dim + 1), 1))
-        contexts = [None] * len(rows)
+        contexts: Sequence[Tensor | None] = [None] * len(rows)
         if context is not None:
             contexts = context.expand(*batch, -1).reshape(-1, context.shape[-1]).split(len(rows[0]))
         parts = [self._carry(a, b, start, end) for a, b in zip(rows, contexts, strict=True)]
@@ -113,55 +220,30 @@ class Transport(Bijection):
         return y.reshape(*batch, dim), logdet.reshape(batch)
 
     def _carry(self, x: Tensor, context: Tensor | None, start: float, end: float) -> tuple[Tensor, Tensor]:
+        steer = self.velocity.steer(context)
         unit = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         logdet = x.new_zeros(x.shape[:-1])
         for time, step in self._steps(start, end):
-            slopes, jacobians = self._stages_and_jacobians(x, time, step, context)
-            x = x + step * _mean_slope(*slopes)
-            logdet = logdet + torch.linalg.slogdet(unit + step * _mean_slope(*jacobians)).logabsdet
+            slopes: list[Tensor] = []
+            jacobians: list[Tensor] = []  # of the slopes, with respect to the start of the step: [n, D, D]
+            for share in STAGES:
+                at = x + share * step * slopes[-1] if share else x
+                v, local = self.velocity.with_jacobian(at, x.new_full((1,), time + share * step), steer)
+                slopes.append(v)
+                jacobians.append(local + share * step * (local @ jacobians[-1]) if share else local)
+            x = x + step * _mean_slope(slopes)
+            logdet = logdet + torch.linalg.slogdet(unit + step * _mean_slope(jacobians)).logabsdet
         return x, logdet
 
-    def _stages(self, x: Tensor, time: float, step: float, context: Tensor | None) -> tuple[Tensor, ...]:
-        """Return the four slopes of one step."""
-        k1 = self._velocity(x, time, context)
-        k2 = self._velocity(x + step / 2 * k1, time + step / 2, context)
-        k3 = self._velocity(x + step / 2 * k2, time + step / 2, context)
-        k4 = self._velocity(x + step * k3, time + step, context)
-        return k1, k2, k3, k4
 
-    def _stages_and_jacobians(
-        self, x: Tensor, time: float, step: float, context: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the four slopes of one step, and their derivatives ``[n, D, D]`` with respect to its start."""
-        slopes: list[Tensor] = []
-        jacobians: list[Tensor] = []
-        for share in (0.0, 0.5, 0.5, 1.0):
-            at = x + share * step * slopes[-1] if share else x
-            k, local = self._velocity_and_jacobian(at, time + share * step, context)
-            slopes.append(k)
-            jacobians.append(local + share * step * local @ jacobians[-1] if share else local)
-        return slopes, jacobians
-
-    def _velocity(self, x: Tensor, time: float, context: Tensor | None) -> Tensor:
-        return self.velocity(x, x.new_full((1,), time), context)
-
-    def _velocity_and_jacobian(self, x: Tensor, time: float, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return v and dv/dx ``[n, D, D]``, by one forward-mode product for every coordinate."""
-
-        def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-            return jvp(lambda y: self._velocity(y, time, context), (x,), (direction.expand_as(x),))
-
-        unit = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        return vmap(along, out_dims=(None, -1))(unit)
-
-
-def _mean_slope(k1: Tensor, k2: Tensor, k3: Tensor, k4: Tensor) -> Tensor:
+def _mean_slope(stages: list[Tensor]) -> Tensor:
     """Return the slope with which Runge and Kutta's fourth-order step goes."""
+    k1, k2, k3, k4 = stages
     return (k1 + 2 * (k2 + k3) + k4) / 6
 
 
 class ContinuousFlow(ConditionalFlow):
-    """Continuous flow trained by flow matching: a free-form network, few steps to train, many passes to draw.
+    """Continuous flow trained by flow matching: a free-form network, cheap steps to train, many passes to draw.
 
     Parameters
     ----------
@@ -169,8 +251,8 @@ class ContinuousFlow(ConditionalFlow):
         Numbers of targets and of context columns.
     solver_steps : int
         Steps of the differential equation's solver, four passes of the network each. It plays no part in training.
-    width, depth, residual, activation, gate, dropout
-        The network of the velocity; see :class:`fluvial.nets.MLP`.
+    width, depth, residual, activation
+        The network of the :class:`Velocity`; activations are ``silu``, ``elu``, ``tanh``.
     """
 
     loss_is_nll = False
@@ -187,33 +269,39 @@ class ContinuousFlow(ConditionalFlow):
         depth: int = 3,
         residual: bool = False,
         activation: str = "silu",
-        gate: bool = False,
-        dropout: float = 0.0,
     ):
         check_sizes(targets=targets, context=context, solver_steps=solver_steps, width=width, depth=depth)
-        network = {
-            "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
-            "dropout": dropout,
-        }  # fmt: skip
-        transport = Transport(targets, context, solver_steps=solver_steps, **network)
+        transport = Transport(
+            targets,
+            context,
+            solver_steps=solver_steps,
+            width=width,
+            depth=depth,
+            residual=residual,
+            activation=activation,
+        )
         super().__init__(transport, targets=targets, context=context)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         """Return p(x | context); its draws skip the log-determinant."""
         return _ContinuousDistribution(self, self.checked(context))
 
-    def loss(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Return the mean square of what the velocity misses, per target: 1 + 1 for a standard normal target at v = 0.
 
         The times of a batch are a golden-ratio sequence from a random start: each is uniform, together they are spread
-        evenly, which takes most of the noise of t out of the gradient.
+        evenly.
         """
         like = {"dtype": x.dtype, "device": x.device}
         context = self.checked(context)
         start = torch.rand((), generator=generator, **like)
-        time = ((start + _GOLDEN * torch.arange(len(x), dtype=torch.float64, device=x.device)) % 1).to(x.dtype)[:, None]
+        turns = _GOLDEN * torch.arange(len(x), dtype=torch.float64, device=x.device)[:, None]
+        time = ((start + turns) % 1).to(x.dtype)
         z = torch.randn(x.shape, generator=generator, **like)
-        missed = self.bijection.velocity((1 - time) * z + time * x, time, context) - (x - z)
+        velocity = self.bijection.velocity
+        missed = velocity((1 - time) * z + time * x, time, velocity.steer(context)) - (x - z)
         return missed.square().mean()
 
 
@@ -225,18 +313,16 @@ class _ContinuousDistribution(FlowDistribution):
     def expand(self, batch_shape, _instance=None) -> FlowDistribution:
         """Return the distribution with its context expanded to ``batch_shape``."""
         context = self.context
-        return self if context is None else _ContinuousDistribution(self.flow, context.expand(*batch_shape, -1))
+        return (
+            self if context is None else _ContinuousDistribution(self.flow, context.expand(*batch_shape, -1))
+        )
 
-    def rsample(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def rsample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``[*sample_shape, *batch, D]`` with gradients."""
         z, context = self._latent(sample_shape, generator)
         return self.flow.bijection.draw(z, context)
 
-    def sample(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``[*sample_shape, *batch, D]`` without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator=generator)

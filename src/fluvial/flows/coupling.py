@@ -142,11 +142,19 @@ class CouplingSpline(ConditionalFlow):
 
 
 def _chain(
-    targets: int, context: int, steps: int, transformer: Transformer, mixing: Mixing, norm: Norm, network: dict
+    targets: int,
+    context: int,
+    steps: int,
+    transformer: Transformer,
+    mixing: Mixing,
+    norm: Norm,
+    network: dict,
 ) -> Chain:
     check_sizes(targets=targets, context=context, steps=steps, width=network["width"], depth=network["depth"])
     if targets > 1 and steps < 2:
-        raise ValueError("Expected at least 2 coupling steps: one alone leaves half of the targets as they are; got 1.")
+        raise ValueError(
+            "Expected at least 2 coupling steps: one alone leaves half of the targets as they are; got 1."
+        )
     bijections: list[Bijection] = []
     for step in range(steps):
         if step:
@@ -163,5 +171,8 @@ def _mixing(kind: Mixing, dim: int, step: int) -> list[Bijection]:
         return mixing_between(kind, dim, step)
     generator = torch.Generator().manual_seed(1000 * dim + step)
     half = dim // 2
-    first, last = torch.randperm(half, generator=generator), half + torch.randperm(dim - half, generator=generator)
+    first, last = (
+        torch.randperm(half, generator=generator),
+        half + torch.randperm(dim - half, generator=generator),
+    )
     return [Permutation(torch.cat((last, first)).tolist())]

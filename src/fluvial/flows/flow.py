@@ -42,7 +42,9 @@ class AbstractFlow(nn.Module):
         """Return p(x | context) for ``context: [*batch, C]``."""
         raise NotImplementedError
 
-    def loss(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Return the scalar that training makes small: the mean of −log p(x | context), in nats.
 
         ``x: [n, D]``, ``context: [n, C]``; ``generator`` is for architectures whose loss draws random numbers.
@@ -145,15 +147,11 @@ class FlowDistribution(Distribution):
         z, logdet = self.flow.bijection(value, self._context(shape))
         return self.flow.base.log_prob(z) + logdet
 
-    def rsample(
-        self, sample_shape: _size = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def rsample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``[*sample_shape, *batch, D]`` with gradients."""
         return self._draw(sample_shape, generator)[0]
 
-    def sample(
-        self, sample_shape: _size = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``[*sample_shape, *batch, D]`` without gradients."""
         with torch.no_grad():
             return self._draw(sample_shape, generator)[0]
@@ -165,16 +163,12 @@ class FlowDistribution(Distribution):
         x, z, logdet = self._draw(sample_shape, generator)
         return x, self.flow.base.log_prob(z) - logdet
 
-    def _draw(
-        self, sample_shape: _size, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, sample_shape: _size, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         z, context = self._latent(sample_shape, generator)
         x, logdet = self.flow.bijection.inverse(z, context)
         return x, z, logdet
 
-    def _latent(
-        self, sample_shape: _size, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _latent(self, sample_shape: _size, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
         """Return draws of the base ``[*sample_shape, *batch, D]``, and the context of each."""
         shape = (*sample_shape, *self.batch_shape)
         like = next(self.flow.parameters())

@@ -104,12 +104,15 @@ class ZukoDistribution:
         return x, self.distribution.log_prob(x)
 
 
-def _seeded(draw: Callable[[torch.Size], Any], shape: tuple[int, ...], generator: torch.Generator | None) -> Any:
+def _seeded(
+    draw: Callable[[torch.Size], Any], shape: tuple[int, ...], generator: torch.Generator | None
+) -> Any:
     """Call ``draw``, which knows only the global random numbers, with these seeded from the generator meanwhile."""
     if generator is None:
         return draw(torch.Size(shape))
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng():
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         return draw(torch.Size(shape))
 
@@ -145,7 +148,9 @@ def zuko_options(name: str) -> dict[str, tuple[Any, Any]]:
     """
     zuko = _module("zuko", "zuko")
     flows = zuko.flows
-    sources = [base for base in zuko_class(name).__mro__ if "features" in inspect.signature(base.__init__).parameters]
+    sources = [
+        base for base in zuko_class(name).__mro__ if "features" in inspect.signature(base.__init__).parameters
+    ]
     names = {base.__name__ for base in sources}
     if names & {"MAF", "NAF", "UNAF"}:
         sources.append(flows.MaskedAutoregressiveTransform)
@@ -189,7 +194,9 @@ def _module(name: str, extra: str) -> ModuleType:
         ) from None
 
 
-def sbi_estimator(architecture: str = "autoregressive-spline", **options: Any) -> Callable[[Tensor, Tensor], Any]:
+def sbi_estimator(
+    architecture: str = "autoregressive-spline", **options: Any
+) -> Callable[[Tensor, Tensor], Any]:
     """Return a builder of density estimators for ``sbi``, made of a flow of ours.
 
     Parameters

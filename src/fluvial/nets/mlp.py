@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import elu, linear, silu
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU, "tanh": nn.Tanh}
+_IN_PLACE = {
+    nn.ReLU: torch.relu_,
+    nn.SiLU: partial(silu, inplace=True),
+    nn.ELU: partial(elu, inplace=True),
+    nn.Tanh: torch.tanh_,
+}
 
 #: Inputs of a conditioner beyond this many standard deviations are drawn in smoothly, so that one far-out row
 #: cannot throw the parameters of the rest of the flow.
@@ -74,15 +81,15 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         hidden = degrees = outs = None
         if output_degrees is not None:
-            degrees = torch.arange(1, inputs + 1)
+            # The context has degree 0: every hidden unit may see it.
+            degrees = torch.cat((torch.arange(1, inputs + 1), torch.zeros(context, dtype=torch.long)))
             outs = torch.as_tensor(output_degrees)
             hidden = torch.arange(width) % (int(outs.max()) + 1)
         # A network of nothing at all (one unconditional target) is its biases: it gets one constant input.
-        self.constant = inputs == 0 and context == 0
-        self.from_x = (
-            _linear(max(inputs, self.constant), width, degrees, hidden) if inputs or self.constant else None
+        self.constant = inputs + context == 0
+        self.first = (
+            _linear(inputs + context, width, degrees, hidden) if not self.constant else nn.Linear(1, width)
         )
-        self.from_context = nn.Linear(context, width, bias=self.from_x is None) if context else None
         layers = 2 * depth if residual else depth - 1
         self.hidden = nn.ModuleList(_linear(width, width, hidden, hidden) for _ in range(layers))
         gates = depth if gate and context else 0
@@ -95,36 +102,48 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the parameters for every row."""
+    def forward(self, x: Tensor, context: Tensor | None = None, outputs: slice | None = None) -> Tensor:
+        """Return the parameters for every row, or only those that ``outputs`` picks."""
         if self.constant:
-            x = x.new_ones((*x.shape[:-1], 1))
-        terms = [] if self.from_x is None else [self.from_x(draw_in(x))]
-        if self.from_context is not None:
-            terms.append(self.from_context(context))
-        h = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+            entrance = x.new_ones((*x.shape[:-1], 1))
+        elif context is None:
+            entrance = draw_in(x)
+        else:
+            entrance = torch.cat((draw_in(x), context), dim=-1) if x.shape[-1] else context
+        h = self.first(entrance)
         if self.residual:
             for block in range(len(self.hidden) // 2):
-                h = h + self._block(block, h, context)
+                h = self._block(block, h, context)
         else:
             for layer in self.hidden:
-                h = layer(self._drop(self.activation(h)))
-        return self.last(self.activation(h))
+                h = layer(self._drop(self._activate(h)))
+        h = self._activate(h)
+        return self.last(h) if outputs is None else self._some(h, outputs)
 
     def _block(self, block: int, h: Tensor, context: Tensor | None) -> Tensor:
-        """Return what a residual block adds: norm, activation, layer, twice, then the gate."""
+        """Return h and what a residual block adds to it: norm, activation, layer, twice, then the gate."""
         out = h
         for i in (2 * block, 2 * block + 1):
             if self.norms:
                 # BatchNorm1d takes [n, width]; the leading dimensions are all batch.
                 out = self.norms[i](out.reshape(-1, out.shape[-1])).reshape(out.shape)
-            out = self.activation(out)
+            out = self.activation(out) if out is h else self._activate(out)
             if i % 2:
                 out = self._drop(out)
             out = self.hidden[i](out)
         if self.gates:
-            out = out * torch.sigmoid(self.gates[block](context))
-        return out
+            return torch.addcmul(h, out, torch.sigmoid(self.gates[block](context)))
+        return out.add_(h)  # in place: no layer keeps its own output for the backward pass
+
+    def _activate(self, h: Tensor) -> Tensor:
+        """Apply the activation to what nobody else needs: in place where no gradient asks for the input again."""
+        if torch.is_grad_enabled() and not isinstance(self.activation, nn.ReLU):
+            return self.activation(h)
+        return _IN_PLACE[type(self.activation)](h)
+
+    def _some(self, h: Tensor, outputs: slice) -> Tensor:
+        weight = self.last.masked() if isinstance(self.last, MaskedLinear) else self.last.weight
+        return linear(h, weight[outputs], self.last.bias[outputs])
 
     def _drop(self, h: Tensor) -> Tensor:
         return h if self.dropout is None else self.dropout(h)
@@ -139,9 +158,13 @@ class MaskedLinear(nn.Linear):
         super().__init__(inputs, outputs)
         self.register_buffer("mask", mask, persistent=False)
 
+    def masked(self) -> Tensor:
+        """Return the weights with the mask applied."""
+        return self.weight * self.mask
+
     def forward(self, input: Tensor) -> Tensor:
         """Apply the masked weights."""
-        return linear(input, self.weight * self.mask, self.bias)
+        return linear(input, self.masked(), self.bias)
 
 
 def _linear(inputs: int, outputs: int, into: Tensor | None, out: Tensor | None) -> nn.Linear:

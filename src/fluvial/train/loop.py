@@ -106,7 +106,7 @@ def train(
         If the loss stays non-finite.
     """
     optimizer = torch.optim.AdamW(
-        flow.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
+        flow.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
     clock = _Clock(options, len(batches))
     best_loss, best_epoch, best_weights = math.inf, 0, _copy(flow)

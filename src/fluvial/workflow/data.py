@@ -117,6 +117,15 @@ def standardised(
     return torch.from_numpy(x), torch.from_numpy(c), float(logdet.mean())
 
 
+def thinned(part: dict[str, np.ndarray], most: int | None) -> dict[str, np.ndarray]:
+    """Return at most so many rows, evenly spaced: enough for a flow whose log-density is dear."""
+    rows = len(next(iter(part.values())))
+    if most is None or rows <= most:
+        return part
+    kept = np.linspace(0, rows - 1, most).round().astype(int)
+    return {name: values[kept] for name, values in part.items()}
+
+
 def columns(table: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
     """Return columns side by side, ``[n, D]``; with no names, ``[n, 0]``."""
     rows = len(next(iter(table.values())))

@@ -25,7 +25,7 @@ from fluvial.record import FORMAT, NO_END, STUDY, UNFINISHED, RunFolder, check_n
 from fluvial.study import Study, parse_study, read_study
 from fluvial.train import EpochEvent, StepEvent, TrainingOptions, train
 from fluvial.workflow.check import run_checks
-from fluvial.workflow.data import Rows, read_rows, standardised
+from fluvial.workflow.data import Rows, read_rows, standardised, thinned
 from fluvial.workflow.report import report_run
 
 Event = StepEvent | EpochEvent | str
@@ -174,16 +174,17 @@ def _train(
     """Train; save the density whenever it improves, and the metrics every epoch."""
     transforms = density.target_transforms, density.context_transforms
     x, c, train_logdet = standardised(rows.part("train"), rows.schema, *transforms)
-    validation_x, validation_c, validation_logdet = standardised(
-        rows.part("validation"), rows.schema, *transforms
-    )
+    validation = thinned(rows.part("validation"), density.flow.validation_rows)
+    validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms)
     section = study.training
     batches = Batches(x, c, section.batch_rows(len(x)), section.seed)
     options = TrainingOptions(
         epochs=section.epoch_limit,
         **section.model_dump(exclude={"epochs", "batch_size", "seed"}),
     )
-    for event in train(density.flow, batches, (validation_x, validation_c), options, stop=stop):
+    for event in train(
+        density.flow, batches, (validation_x, validation_c), options, stop=stop, seed=section.seed
+    ):
         if isinstance(event, EpochEvent):
             event = _in_units(event, train_logdet, validation_logdet)
             if event.improved:
