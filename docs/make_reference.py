@@ -75,7 +75,7 @@ def page() -> str:
     lines = [
         "# The study file",
         "",
-        "Made by `docs/make_reference.py` from the code; the same as JSON Schema: [study.schema.json](study.schema.json).",
+        "Made by `docs/make_reference.py` from the code. As JSON Schema: [study.schema.json](study.schema.json).",
         "An unknown key is an error that names the nearest valid one.",
     ]
     for title, text in SECTIONS.items():

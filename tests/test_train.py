@@ -65,7 +65,7 @@ def test_events_count_steps_rows_and_epochs() -> None:
 
 def test_the_best_weights_are_what_is_left() -> None:
     model = flow()
-    found = epochs(run(model, epochs=8, learning_rate=0.3, schedule="constant"))
+    found = epochs(run(model, epochs=8, learning_rate=1.5, schedule="constant"))
     best = min(found, key=lambda e: e.validation_loss)
     last = found[-1]
     assert (

@@ -143,7 +143,9 @@ FLOWS: dict[str, dict] = {
         "batch_norm": True, "activation": "relu",
     },
     "coupling-affine, act norm": {"architecture": "coupling-affine", "steps": 3, "width": 24, "norm": "act"},
-    "maf, batch norm": {"architecture": "maf", "steps": 3, "width": 24, "norm": "batch", "activation": "relu", "depth": 1},
+    "maf, batch norm": {
+        "architecture": "maf", "steps": 3, "width": 24, "norm": "batch", "activation": "relu", "depth": 1,
+    },
     "autoregressive-spline, dropout": {
         "architecture": "autoregressive-spline", "bins": 4, "width": 24, "dropout": 0.1, "gate": True,
     },
@@ -171,9 +173,9 @@ SOLVER: dict[str, float] = {"continuous": 1e-2}
 #: a mixture must differ from the start, or they would never part.
 NO_BIJECTION = ("mixture", "mixture, diagonal")
 
-#: Flows that start only near the base density, and how near in log p at ordinary values: a mixture of several kernels that
-#: differ is not exactly a normal.
-NEAR_START: dict[str, float] = {"gaussianization": 0.1, "gaussianization, one layer": 0.1}
+#: Flows that start only near the base density, and how near in log p at ordinary values: a mixture of kernels that differ
+#: is not exactly a normal.
+NEAR_START: dict[str, float] = {"gaussianization": 0.4, "gaussianization, one layer": 0.1}
 
 
 def make_bijection(name: str, dim: int, dtype: torch.dtype = torch.float32) -> Bijection:

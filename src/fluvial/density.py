@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,21 +223,20 @@ class Conditional:
             generator.manual_seed(_whole("seed", seed, least=0))
         size = len(self.density.schema.targets)
         contexts = int(np.prod(self.shape, dtype=int))
-        rows = contexts * draws
         context = self._context.reshape(contexts, self._context.shape[-1])  # no −1: it may have no elements
-        x, log_prob = np.empty((rows, size)), np.empty(rows if with_log_prob else 0)
+        x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
         with torch.no_grad():
-            for start in range(0, rows, CHUNK):
-                stop = min(start + CHUNK, rows)
-                chunk = context[torch.arange(start, stop) // draws]
-                p = self.density.flow(chunk if chunk.shape[-1] else None)
-                shape = () if chunk.shape[-1] else (stop - start,)
+            for of, part in _blocks(contexts, draws, self.density.flow.draw_rows):
+                p = self.density.flow(context[of] if context.shape[-1] else None)
+                # An unconditional flow has no batch dimension: its contexts are all one.
+                number = part.stop - part.start
+                shape = (number,) if context.shape[-1] else (number, of.stop - of.start)
                 if with_log_prob:
                     z, log_density = p.rsample_and_log_prob(shape, generator=generator)
-                    log_prob[start:stop] = log_density.numpy()
+                    log_prob[of, part] = log_density.numpy().T
                 else:
                     z = p.sample(shape, generator=generator)
-                x[start:stop] = z.numpy()
+                x[of, part] = z.transpose(0, 1).numpy()
         x = self.density.target_transforms.inverse(x)
         if with_log_prob:
             log_prob += self.density.target_transforms.forward(x)[1]
@@ -291,6 +290,18 @@ class Conditional:
                 flow = self.density.flow(context[part] if context.shape[-1] else None)
                 out[part] = flow.log_prob(rows[part]).numpy()
         return out.reshape(shape)
+
+
+def _blocks(contexts: int, draws: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (contexts, draws) in blocks of at most ``most`` rows: whole contexts where they fit, else parts of one.
+
+    >>> [(c.start, c.stop, d.start, d.stop) for c, d in _blocks(3, 2, 4)]
+    [(0, 2, 0, 2), (2, 3, 0, 2)]
+    """
+    per_block = max(1, most // draws)
+    for first in range(0, contexts, per_block):
+        for start in range(0, draws, most):
+            yield slice(first, min(first + per_block, contexts)), slice(start, min(start + most, draws))
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -78,8 +78,8 @@ class Log(Elementwise):
 
     The inverse is clamped to finite numbers strictly inside the half-line (in float32 for \|z\| > 85).
 
-    >>> Log(bound=2.0)(torch.tensor([3.0]))
-    (tensor([0.]), tensor(-0.))
+    >>> Log(bound=2.0)(torch.tensor([4.0]))
+    (tensor([0.6931]), tensor(-0.6931))
     """
 
     def __init__(self, bound: float = 0.0, sign: int = 1):

@@ -78,7 +78,7 @@ def gaussianize(
     >>> z
     tensor([[2.0000e-03, 3.0020e+00, 9.9800e+02]])
     >>> gaussianize(z, *one, inverse=True)[0]
-    tensor([[   2.0000,    5.0000, 1000.0000]])
+    tensor([[   2.,    5., 1000.]])
     """
     value, log_slope = _Gaussianize.apply(
         x.flatten(0, -2) if x.dim() > 1 else x[None],
@@ -245,7 +245,8 @@ def _parameter_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Return the gradients of means, log-widths and logits, each ``[K, C]``.
 
-    With s = h′ = f / φ(h) and the shares r of the density f: ∂h = −s r ∂μ, ∂log f = r t / σ ∂μ, and log s = log f − log φ(h).
+    With s = h′ = f / φ(h) and the shares r of the density f: ∂h = −s r ∂μ, ∂log f = r t / σ ∂μ, and
+    log s = log f − log φ(h).
     """
     through_density = grad_log * (1 - IDENTITY_SHARE) * at.h_slope / at.slope
     through_h = (1 - IDENTITY_SHARE) * grad_value + through_density * at.h
@@ -291,8 +292,10 @@ def _tail_quantile(log_tail: Tensor) -> tuple[Tensor, Tensor]:
     above = (s * 0.010328).add_(0.802853).mul_(s).add_(2.515517)
     below = (s * 0.001308).add_(0.189269).mul_(s).add_(1.432788).mul_(s).add_(1)
     y = torch.addcdiv(s, above, below, value=-1).clamp_(min=0)
-    for _ in range(1 if y.dtype == torch.float32 else 2):
-        ratio = _mills(y)
+    ratio = _mills(y)
+    for again in range(1 if y.dtype == torch.float32 else 2):
+        if again:
+            ratio = _mills(y)
         # λ − y with the hazard λ = 1 / R: between 0 and R, which rounding far out forgets
         lean = torch.minimum(ratio.reciprocal().sub_(y).clamp_(min=0), ratio)
         excess = torch.addcmul(ratio.log() - log_tail, y, y, value=-0.5).sub_(_LOG_ROOT_2PI)
@@ -306,8 +309,8 @@ def _tail_quantile(log_tail: Tensor) -> tuple[Tensor, Tensor]:
 def _invert(z: Tensor, mean: Tensor, log_scale: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return x with g(x) = z and log g′(x), for ``z: [C, S]`` and mixtures ``[K, C]``.
 
-    With many values per mixture they are read off a table, wherever it is sure of itself; where it mostly is not, it serves as
-    the start of a Newton step. What is left, or all when there are few, is solved one by one.
+    With many values per mixture they are read off a table, wherever it is sure of itself; where it mostly is not, it
+    serves as the start of a Newton step. What is left, or all when there are few, is solved one by one.
     """
     mixtures = (mean, log_scale, logits)
     columns, size = z.shape
@@ -370,7 +373,7 @@ def _missed(values: Tensor, rise: Tensor) -> Tensor:
 
 
 def _cubic(values: Tensor, rise: Tensor, cell: Tensor, place: Tensor) -> Tensor:
-    """Interpolate between nodes ``[C, n]`` with the given values and rises per cell, at places in [0, 1] of cells ``[C, S]``."""
+    """Interpolate between nodes ``[C, n]``, given values and rises per cell, at places in [0, 1] of cells ``[C, S]``."""
     step, first, last = values.diff(), rise[:, :-1], rise[:, 1:]
     out = (first + last - 2 * step).gather(-1, cell).mul_(place)
     out.add_((3 * step - 2 * first - last).gather(-1, cell)).mul_(place)
@@ -386,7 +389,7 @@ def _tolerance(x: Tensor) -> Tensor:
 def _solve(
     z: Tensor, mixtures: tuple[Tensor, Tensor, Tensor], row: Tensor | None, *, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return x with g(x) = z and log g′(x) for ``z: [n]``, each with the mixture of the number in ``row`` (or its own)."""
+    """Return x with g(x) = z and log g′(x) for ``z: [n]``, each with the mixture numbered in ``row`` (or its own)."""
     out, log_slope = torch.empty_like(z), torch.empty_like(z)
     for part, _ in _blocks(z[:, None]):
         own = (m[:, part] if row is None else m.index_select(1, row[part]) for m in mixtures)

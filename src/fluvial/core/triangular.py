@@ -1,8 +1,8 @@
 r"""Linear maps whose numbers come from elsewhere, such as a network: a triangular factor, and reflections.
 
-Both act on tensors with the *coordinates first*: ``x: [D, *batch]``, and parameters ``[size, *lead]`` whose ``lead`` broadcasts
-against ``batch``. So one set of numbers serves many values without being repeated for each, and a sum over coordinates
-runs over whole rows of memory.
+Both act on tensors with the *coordinates first*: ``x: [D, *batch]``, and parameters ``[size, *lead]`` whose ``lead``
+broadcasts against ``batch``. So one set of numbers serves many values without being repeated for each, and a sum over
+coordinates runs over whole rows of memory.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def triangular_affine(
 ) -> tuple[Tensor, Tensor]:
     r"""Apply :math:`z = L^{-1} (x - \mu)` with a triangular factor of positive diagonal, or its inverse.
 
-    With :math:`u_i = (x_i - \mu_i) e^{-s_i}` it is :math:`z_i = u_i + \sum_{j<i} a_{ij} u_j`. A standard normal z makes x a
-    Gaussian with means :math:`\mu`; :math:`e^{s_i}` is the standard deviation of :math:`x_i` given those before it, and
-    :math:`-a_{ij}` its regression on them: every Gaussian is reached.
+    With :math:`u_i = (x_i - \mu_i) e^{-s_i}` it is :math:`z_i = u_i + \sum_{j<i} a_{ij} u_j`. A standard normal z
+    makes x a Gaussian with means :math:`\mu`; :math:`e^{s_i}` is the standard deviation of :math:`x_i` given those
+    before it, and :math:`-a_{ij}` the regression of :math:`u_i` on theirs: every Gaussian within the limits is reached.
 
     Parameters
     ----------
@@ -123,13 +123,15 @@ def reflect(x: Tensor, vectors: Tensor, *, inverse: bool = False) -> Tensor:
 def rotate(x: Tensor, raw: Tensor, *, inverse: bool = False) -> Tensor:
     """Apply D reflections whose directions start at fixed ones, spread evenly, and move from there.
 
-    ``x: [D, *batch]`` and ``raw: [D * D, *lead, 1]``: the last dimension of ``batch`` are values that share their numbers. With
-    several of them the product is formed once, as a matrix.
+    ``x: [D, *batch]`` and ``raw: [D * D, *lead, 1]``: along the last dimension of ``batch`` values share their numbers.
+    With several of them the product is formed once, as a matrix.
 
     >>> x = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))
     >>> z = rotate(x, torch.zeros(9, 2, 1))
-    >>> torch.allclose(z.norm(dim=0), x.norm(dim=0)), torch.allclose(rotate(z, torch.zeros(9, 2, 1), inverse=True), x, atol=1e-6)
-    (True, True)
+    >>> torch.allclose(z.norm(dim=0), x.norm(dim=0))
+    True
+    >>> torch.allclose(rotate(z, torch.zeros(9, 2, 1), inverse=True), x, atol=1e-6)
+    True
     """
     dim = x.shape[0]
     start = _spread_directions(dim).to(raw).reshape(dim, dim, *(1,) * (raw.dim() - 1))

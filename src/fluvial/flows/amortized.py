@@ -32,8 +32,8 @@ ROWS = 65536
 class ParametricMap(Protocol):
     """A bijection of D coordinates as data: how many numbers steer it, and what it does given them.
 
-    Coordinates come first: ``x: [D, B, S]`` for B contexts with S values each, ``parameters: [size, B, 1]``; returns the value and
-    ``logdet: [B, S]``. All-zero parameters are the start, at which a standard normal stays (nearly) one.
+    Coordinates come first: ``x: [D, B, S]`` for B contexts with S values each, ``parameters: [size, B, 1]``; returns
+    the value and ``logdet: [B, S]``. All-zero parameters are the start, at which a standard normal stays (nearly) one.
     """
 
     @property
@@ -168,9 +168,9 @@ class Numbers(nn.Module):
 
     def forward(self, context: Tensor | None) -> Tensor:
         """Evaluate the network once for every context that differs."""
-        if self.network is None:
-            assert self.constants is not None
+        if self.constants is not None:
             return self.constants
+        assert self.network is not None
         assert context is not None
         context = draw_in(unexpanded(context))
         return self.network(context.new_empty((*context.shape[:-1], 0)), context).movedim(-1, 0).contiguous()
@@ -178,7 +178,8 @@ class Numbers(nn.Module):
 
 def coordinates_first(x: Tensor, contexts: int) -> Tensor:
     """Return ``x: [*S, *batch, D]`` as ``[D, B, S]``, a view, where ``batch`` holds B contexts."""
-    return x.reshape(-1, contexts, x.shape[-1]).permute(2, 1, 0)
+    draws = x.shape[:-1].numel() // max(contexts, 1)
+    return x.reshape(draws, contexts, x.shape[-1]).permute(2, 1, 0)
 
 
 def unexpanded(context: Tensor) -> Tensor:
@@ -202,6 +203,8 @@ class DiagonalGaussian(ConditionalFlow):
     width, depth, residual, activation
         The network of the context; see :class:`fluvial.nets.MLP`.
     """
+
+    draw_rows = 65_536  # its network runs once for each context
 
     def __init__(
         self,
@@ -229,6 +232,8 @@ class FullGaussian(ConditionalFlow):
     width, depth, residual, activation
         The network of the context; see :class:`fluvial.nets.MLP`.
     """
+
+    draw_rows = 65_536  # its network runs once for each context
 
     def __init__(
         self,
@@ -263,6 +268,8 @@ class Gaussianization(ConditionalFlow):
     width, depth, residual, activation
         The network of the context; see :class:`fluvial.nets.MLP`.
     """
+
+    draw_rows = 65_536  # its network runs once for each context
 
     def __init__(
         self,

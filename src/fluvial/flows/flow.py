@@ -26,11 +26,14 @@ class AbstractFlow(nn.Module):
         Numbers of targets D and of context columns C.
     loss_is_nll : bool
         Whether :meth:`loss` is the mean of −log p. Where it is not, training measures −log p beside it.
+    draw_rows : int
+        How many draws to make at once: few enough for the caches, unless a flow gains from many at one context.
     validation_rows : int or None
         How many validation rows are enough, for a flow whose log-density is dear; ``None``: all of them.
     """
 
     loss_is_nll: bool = True
+    draw_rows: int = 4096
     validation_rows: int | None = None
 
     def __init__(self, *, targets: int, context: int = 0):

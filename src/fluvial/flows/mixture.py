@@ -2,7 +2,8 @@ r"""A mixture of Gaussians whose weights, means and factors come from the contex
 
 .. math:: p(x \mid c) = \sum_k w_k(c) \; \mathcal{N}\bigl(x;\, \mu_k(c),\, L_k(c) L_k(c)^\top\bigr)
 
-(Bishop 1994.) There is no bijection here: the density is the sum itself, and a draw chooses a component and draws from it.
+(Bishop 1994.) There is no bijection here: the density is the sum itself, and a draw chooses a component and draws from
+that.
 """
 
 from __future__ import annotations
@@ -81,16 +82,17 @@ class MixtureOfGaussians(AbstractFlow):
         return MixtureDistribution(self, self.checked(context))
 
     def mixture(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log-weights ``[K, B]`` and the numbers of the factors ``[size, K, B]`` for every context that differs."""
+        """Return log-weights ``[K, B]`` and the numbers of the factors ``[size, K, B]``; B contexts differ"""
         numbers = self.numbers(context).reshape(*self.start.shape, -1) + self.start[..., None]
         return squash(numbers[0], LOGIT_LIMIT).log_softmax(0), numbers[1:]
 
 
 class MixtureDistribution(Distribution):
-    """p(x | context) of a :class:`MixtureOfGaussians`; ``batch_shape`` comes from the context, ``event_shape`` is ``(D,)``.
+    """p(x | context) of a :class:`MixtureOfGaussians`.
 
-    ``log_prob`` has gradients towards x, the context and the parameters. Draws have those of the Gaussian that was chosen;
-    none passes through the choice, so ``has_rsample`` is false.
+    ``batch_shape`` comes from the context, ``event_shape`` is ``(D,)``. ``log_prob`` has gradients towards x, the context
+    and the parameters. Draws have those of the Gaussian that was chosen; none passes through the choice, so
+    ``has_rsample`` is false.
     """
 
     has_rsample = False
@@ -158,14 +160,13 @@ class MixtureDistribution(Distribution):
         log_weight, numbers = self.flow.mixture(self._context(shape))
         contexts = log_weight.shape[-1]
 
-        reached = (
-            log_weight.detach().exp().cumsum(0)[:-1, :, None]
-        )  # all but the last: u < 1 never goes beyond it
+        # (the last sum is 1 but for rounding, so it is left out: u never goes beyond the last component)
+        reached = log_weight.detach().exp().cumsum(0)[:-1, :, None]
         chosen = (reached <= coordinates_first(u, contexts)).sum(0)
         of_chosen = numbers.transpose(1, 2).gather(2, chosen.expand(len(numbers), -1, -1))
         x, _ = triangular_affine(coordinates_first(z, contexts), of_chosen, full=self.flow.full, inverse=True)
         log_prob = self._log_prob(x, log_weight, numbers) if with_log_prob else x.new_empty(x.shape[1:])
-        return x.permute(2, 1, 0).reshape(*shape, -1), log_prob.t().reshape(shape)
+        return x.permute(2, 1, 0).reshape(*shape, len(x)), log_prob.t().reshape(shape)
 
     def _log_prob(self, x: Tensor, log_weight: Tensor, numbers: Tensor) -> Tensor:
         """Return ``[B, S]`` for ``x: [D, B, S]``."""

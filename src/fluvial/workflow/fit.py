@@ -271,7 +271,7 @@ class _Stop:
 
 @contextmanager
 def _signals() -> Iterator[_Stop]:
-    """Let the first Ctrl-C or SIGTERM end training at the next step, a second Ctrl-C the program; later, either at once."""
+    """Let the first Ctrl-C or SIGTERM end training at the next step; after training, either ends the program."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
