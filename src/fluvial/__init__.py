@@ -14,54 +14,86 @@ if TYPE_CHECKING:
     from fluvial.data.schema import Column, Schema, Support
     from fluvial.density import Conditional, Density
     from fluvial.errors import DataError, FluvialError, MissingExtraError, RunError, StudyError
-    from fluvial.flows import MAF, AutoregressiveSpline, ConditionalFlow, CouplingSpline
+    from fluvial.flows import (
+        MAF,
+        AbstractFlow,
+        AutoregressiveSpline,
+        ConditionalFlow,
+        ContinuousFlow,
+        CouplingAffine,
+        CouplingSpline,
+        DiagonalGaussian,
+        FullGaussian,
+        Gaussianization,
+        MixtureOfGaussians,
+        build_flow,
+        sbi_estimator,
+    )
     from fluvial.workflow import check_run, fit, list_runs, load, report_run
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "MAF": "fluvial.flows",
+    "AbstractFlow": "fluvial.flows",
     "AutoregressiveSpline": "fluvial.flows",
     "Column": "fluvial.data.schema",
     "Conditional": "fluvial.density",
     "ConditionalFlow": "fluvial.flows",
+    "ContinuousFlow": "fluvial.flows",
+    "CouplingAffine": "fluvial.flows",
     "CouplingSpline": "fluvial.flows",
     "DataError": "fluvial.errors",
     "Density": "fluvial.density",
+    "DiagonalGaussian": "fluvial.flows",
     "FluvialError": "fluvial.errors",
+    "FullGaussian": "fluvial.flows",
+    "Gaussianization": "fluvial.flows",
+    "MAF": "fluvial.flows",
     "MissingExtraError": "fluvial.errors",
+    "MixtureOfGaussians": "fluvial.flows",
     "RunError": "fluvial.errors",
     "Schema": "fluvial.data.schema",
     "StudyError": "fluvial.errors",
     "Support": "fluvial.data.schema",
+    "build_flow": "fluvial.flows",
     "check_run": "fluvial.workflow",
     "fit": "fluvial.workflow",
     "list_runs": "fluvial.workflow",
     "load": "fluvial.workflow",
     "report_run": "fluvial.workflow",
+    "sbi_estimator": "fluvial.flows",
 }
 
 __all__ = [
-    "MAF",
+    "AbstractFlow",
     "AutoregressiveSpline",
     "Column",
     "Conditional",
     "ConditionalFlow",
+    "ContinuousFlow",
+    "CouplingAffine",
     "CouplingSpline",
     "DataError",
     "Density",
+    "DiagonalGaussian",
     "FluvialError",
+    "FullGaussian",
+    "Gaussianization",
+    "MAF",
     "MissingExtraError",
+    "MixtureOfGaussians",
     "RunError",
     "Schema",
     "StudyError",
     "Support",
     "__version__",
+    "build_flow",
     "check_run",
     "fit",
     "list_runs",
     "load",
     "report_run",
+    "sbi_estimator",
 ]
 
 
