@@ -65,6 +65,7 @@ _HOME = {
 }
 
 __all__ = [
+    "MAF",
     "AbstractFlow",
     "AutoregressiveSpline",
     "Column",
@@ -79,7 +80,6 @@ __all__ = [
     "FluvialError",
     "FullGaussian",
     "Gaussianization",
-    "MAF",
     "MissingExtraError",
     "MixtureOfGaussians",
     "RunError",
