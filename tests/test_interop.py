@@ -129,7 +129,7 @@ def test_a_missing_library_is_named(use, extra: str, monkeypatch: pytest.MonkeyP
         raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    monkeypatch.delitem(vars(sys.modules["fluvial.flows.interop"]), "SbiEstimator", raising=False)
+    monkeypatch.delitem(vars(sys.modules["fluvial.flows.sbi"]), "SbiEstimator", raising=False)
     with pytest.raises(MissingExtraError, match=rf"pip install 'fluvial\[{extra}\]'"):
         use()
 

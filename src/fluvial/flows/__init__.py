@@ -6,8 +6,8 @@ from fluvial.flows.build import ARCHITECTURES, build_flow
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
-from fluvial.flows.interop import sbi_estimator
 from fluvial.flows.mixture import MixtureOfGaussians
+from fluvial.flows.sbi import sbi_estimator
 
 __all__ = [
     "ARCHITECTURES",

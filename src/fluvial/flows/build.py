@@ -13,8 +13,8 @@ from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow
-from fluvial.flows.interop import PREFIX, ZukoFlow, zuko_class, zuko_options
 from fluvial.flows.mixture import MixtureOfGaussians
+from fluvial.flows.zuko import PREFIX, ZukoFlow, zuko_class, zuko_options
 
 ARCHITECTURES: dict[str, type[AbstractFlow]] = {
     "maf": MAF,
