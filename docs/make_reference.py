@@ -93,6 +93,31 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+OPTIONS = {
+    "steps": "maps one after the other, each with its own network",
+    "layers": "maps one after the other",
+    "width": "units of a hidden layer",
+    "depth": "hidden layers, or residual blocks of two layers each",
+    "residual": "residual blocks instead of plain layers",
+    "activation": "relu, silu, elu or tanh",
+    "gate": "multiply what each residual block adds by a sigmoid of the context",
+    "batch_norm": "batch normalisation inside residual blocks",
+    "dropout": "share of hidden units dropped in training",
+    "mixing": "between steps: reverse or permute the targets, a learned matrix (lu), or nothing",
+    "norm": "between steps: batch norm, act norm, or nothing",
+    "base": "density of the latent; student-t has heavy tails, its degrees of freedom are learned",
+    "bins": "bins of each spline",
+    "bound": "splines end at ± this many standard deviations and go on as straight lines",
+    "solver_steps": "steps of the ODE solver: more are slower and closer to the learned flow",
+    "kernels": "Gaussian kernels in each mixture",
+    "components": "Gaussians in the mixture",
+}
+
+
+def _with_meanings(properties: dict[str, Any]) -> dict[str, Any]:
+    return {name: {"description": OPTIONS.get(name, ""), **field} for name, field in properties.items()}
+
+
 def _flows() -> list[str]:
     lines = [
         "",
@@ -104,7 +129,7 @@ def _flows() -> list[str]:
     for name, architecture in ARCHITECTURES.items():
         summary = (inspect.getdoc(architecture) or "").split("\n\n")[0].replace("\n", " ")
         options = options_model(name).model_json_schema()
-        lines += ["", f"### {name}", "", summary, "", *table(options["properties"], [])]
+        lines += ["", f"### {name}", "", summary, "", *table(_with_meanings(options["properties"]), [])]
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fluvial.data.schema import Column, Schema, Support
-    from fluvial.density import Conditional, Density
+    from fluvial.density import Conditional, Density, ExtrapolationWarning
     from fluvial.errors import DataError, FluvialError, MissingExtraError, RunError, StudyError
     from fluvial.flows import (
         MAF,
@@ -45,6 +45,7 @@ _HOME = {
     "DataError": "fluvial.errors",
     "Density": "fluvial.density",
     "DiagonalGaussian": "fluvial.flows",
+    "ExtrapolationWarning": "fluvial.density",
     "FluvialError": "fluvial.errors",
     "FullGaussian": "fluvial.flows",
     "Gaussianization": "fluvial.flows",
@@ -77,6 +78,7 @@ __all__ = [
     "DataError",
     "Density",
     "DiagonalGaussian",
+    "ExtrapolationWarning",
     "FluvialError",
     "FullGaussian",
     "Gaussianization",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -192,6 +193,7 @@ def main() -> None:
     """Run the command line; an error that a user can mend is one message on standard error, exit code 2."""
     from fluvial.errors import FluvialError
 
+    warnings.showwarning = _show_warning
     # OpenMP's threads spin while they wait; where others want the cores too, spinning costs ten times what it saves. This
     # process alone, and only if the user has not said otherwise; read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -213,6 +215,10 @@ def main() -> None:
         # No rights, a full disk: the system's own words name the file.
         sys.stderr.write(f"fluvial: {error}\n")
         sys.exit(2)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    sys.stderr.write(f"fluvial: warning: {message}\n")
 
 
 def _values(given: list[str] | None) -> dict[str, float]:

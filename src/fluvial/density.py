@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ class Density:
         Columns with role, unit and support.
     flow : AbstractFlow
         The flow over standardised columns.
+    context_range : dict
+        The smallest and the largest value of each context column in the training rows.
     architecture, options
         What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
     """
@@ -66,6 +69,7 @@ class Density:
         *,
         architecture: str,
         options: Mapping[str, Any],
+        context_range: Mapping[str, tuple[float, float]] | None = None,
     ):
         self.flow = flow.eval()
         self.schema = schema
@@ -73,6 +77,7 @@ class Density:
         self.context_transforms = context
         self.architecture = architecture
         self.options = dict(options)
+        self.context_range = {name: (float(a), float(b)) for name, (a, b) in (context_range or {}).items()}
         self.folder: Path | None = None
 
     def __repr__(self) -> str:
@@ -94,6 +99,11 @@ class Density:
         ------
         DataError
             If a column is missing or unknown, or a value is not finite or outside its column's support.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            If a value is outside the range of the training rows: there nothing was learnt.
         """
         names = self.schema.context_names
         if table is not None and context:
@@ -126,6 +136,7 @@ class Density:
             "architecture": self.architecture,
             "options": self.options,
             "schema": self.schema.to_json(),
+            "context_range": self.context_range,
             "transforms": {
                 "targets": self.target_transforms.to_json(),
                 "context": self.context_transforms.to_json(),
@@ -176,7 +187,19 @@ class Density:
             flow = build_flow(
                 architecture, targets=len(schema.targets), context=len(schema.context), **options
             )
-        return cls(flow, schema, targets, context, architecture=architecture, options=options)
+        return cls(
+            flow,
+            schema,
+            targets,
+            context,
+            architecture=architecture,
+            options=options,
+            context_range=description["context_range"],
+        )
+
+
+class ExtrapolationWarning(UserWarning):
+    """A density is asked about contexts outside the range that it was trained on."""
 
 
 class Conditional:
@@ -186,8 +209,13 @@ class Conditional:
         self.density = density
         self.shape = context.shape[:-1]
         _check_support(context, density.schema.context, "context")
+        _warn_outside(context, density)
         standardised, _ = density.context_transforms.forward(context)
         self._context = torch.from_numpy(standardised.astype(np.float32))
+
+    def __repr__(self) -> str:
+        at = f"{self.shape} contexts" if self.shape else "one context"
+        return f"p({_listed(self.density.schema.target_names)} | {at}) of {self.density!r}"
 
     def sample(self, draws: int, *, seed: int | None = None) -> np.ndarray:
         """Draw from the density.
@@ -401,6 +429,24 @@ def _check_support(values: np.ndarray, columns: tuple[Column, ...], what: str) -
             raise DataError(
                 f"{what}: {column.name} = {first:g} is outside the support {column.support}{_unit(column)} "
                 f"({int(bad.sum())} of {bad.size} values)."
+            )
+
+
+def _warn_outside(context: np.ndarray, density: Density) -> None:
+    """Warn of contexts outside the range of the table that the density was fitted to."""
+    for i, column in enumerate(density.schema.context):
+        if column.name not in density.context_range or not context.size:
+            continue
+        low, high = density.context_range[column.name]
+        values = context[..., i]
+        slack = 1e-6 * (high - low)  # a context that went through float32 is the same context
+        far = (values < low - slack) | (values > high + slack)
+        if far.any():
+            warnings.warn(
+                f"{column.name} = {values[far].flat[0]:g} is outside the range of the table, {low:g} to {high:g}"
+                f"{_unit(column)} ({int(far.sum())} of {far.size} values): what the density says there is a guess.",
+                ExtrapolationWarning,
+                stacklevel=4,
             )
 
 

@@ -61,9 +61,9 @@ class DataSection(_Section):
     """Which table, which columns, which rows."""
 
     source: str = Field(description="the table, Parquet or CSV; a relative path is beside the study")
-    targets: Annotated[Names, Field(min_length=1)]
-    context: Names = []
-    split: SplitSection = SplitSection()
+    targets: Annotated[Names, Field(min_length=1, description="the columns that the density is over")]
+    context: Names = Field(default=[], description="the columns that it is conditioned on; may be none")
+    split: SplitSection = Field(default=SplitSection(), description="shares of the rows, see below")
     seed: Seed = Field(default=0, description="decides which row falls in which split")
     missing: Literal["error", "drop"] = Field(
         default="error", description="what to do with rows that hold NaN or infinity"
@@ -98,10 +98,18 @@ class ColumnSection(_Section):
 
     model_config = ConfigDict(allow_inf_nan=True)  # a bound may be inf
 
-    unit: str = ""
-    support: Annotated[tuple[float, float] | None, BeforeValidator(_read_support)] = None
-    transform: str | None = None
-    label: str = ""
+    unit: str = Field(default="", description="for axes, messages and the report, such as Msun")
+    support: Annotated[tuple[float, float] | None, BeforeValidator(_read_support)] = Field(
+        default=None,
+        description='where the column can be: "positive", "real", or [lower, upper], either of which may be -inf or inf; '
+        "draws never leave it",
+    )
+    transform: str | None = Field(
+        default=None,
+        description="how it is brought to the real line: standardise, log, softplus, logit or asinh; left out, log for "
+        "a support bounded on one side, logit on both, else standardise",
+    )
+    label: str = Field(default="", description="for plots; may hold $mathtext$")
 
     @model_validator(mode="after")
     def _ordered(self) -> ColumnSection:
@@ -246,7 +254,8 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
     for name in study.columns:
         if name not in used:
             raise StudyError(
-                f"{where}: [columns.{name}] is neither a target nor a context column{nearest(name, used)}"
+                f"{where}: [columns.{name}] is neither a target nor a context column"
+                f"{nearest(name, used)} Or is it the name under [data] that is misspelt?"
             )
     if study.check.truth in used:
         raise StudyError(

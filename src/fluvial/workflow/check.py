@@ -24,6 +24,8 @@ from fluvial.workflow.quadrature import integrate
 LEVELS = np.linspace(0.05, 0.95, 19)
 #: Contexts at which data and draws are compared in figures, and at which the density is integrated.
 PANELS, INTEGRALS = 6, 10
+#: Contexts and draws at each, at most, for a flow whose log-density is dear.
+DEAR_CONTEXTS, DEAR_DRAWS = 500, 100
 #: Most rows of data, and draws, behind one panel of a figure.
 PANEL_ROWS = 20_000
 
@@ -96,16 +98,22 @@ def _compute(
     schema, section = density.schema, study.check
     names = schema.target_names
     rng = np.random.default_rng(section.seed)
+    dear = (
+        density.flow.validation_rows is not None
+    )  # a log-density by an ODE solver: fewer draws, no integral
+    contexts, number = section.contexts, section.draws
+    if dear:
+        contexts, number = min(contexts, DEAR_CONTEXTS), min(number, DEAR_DRAWS)
     log_prob = density.log_prob(table)
-    rows = np.sort(rng.choice(len(log_prob), min(section.contexts, len(log_prob)), replace=False))
+    rows = np.sort(rng.choice(len(log_prob), min(contexts, len(log_prob)), replace=False))
     chosen = {name: values[rows] for name, values in table.items()}
     context = columns(chosen, schema.context_names)
     given = density.given(chosen) if names and schema.context else density.given()
     if schema.context:
-        table_of_draws, draws_log_prob = given.sample_and_log_prob(section.draws, seed=section.seed)
+        table_of_draws, draws_log_prob = given.sample_and_log_prob(number, seed=section.seed)
     else:
-        flat, flat_log_prob = given.sample_and_log_prob(len(rows) * section.draws, seed=section.seed)
-        shape = (len(rows), section.draws)
+        flat, flat_log_prob = given.sample_and_log_prob(len(rows) * number, seed=section.seed)
+        shape = (len(rows), number)
         table_of_draws, draws_log_prob = flat.reshape(shape), flat_log_prob.reshape(shape)
     draws = np.stack([table_of_draws[n] for n in names], axis=-1)
     x = columns(chosen, names)
@@ -122,7 +130,7 @@ def _compute(
     lower = np.array([c.support.lower for c in schema.targets])
     upper = np.array([c.support.upper for c in schema.targets])
     results += checks.outside_support(draws, lower, upper, names)
-    if len(names) <= 2:
+    if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
         integrals = [integrate(density, {n: float(table[n][r]) for n in schema.context_names}) for r in at]
         values, errors = (np.array(v) for v in zip(*integrals, strict=True))

@@ -86,7 +86,15 @@ def fit(
             context=len(rows.schema.context),
             **options,
         )
-    density = Density(flow, rows.schema, targets, context, architecture=parsed.architecture, options=options)
+    density = Density(
+        flow,
+        rows.schema,
+        targets,
+        context,
+        architecture=parsed.architecture,
+        options=options,
+        context_range={n: (rows.table[n].min(), rows.table[n].max()) for n in rows.schema.context_names},
+    )
     record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
 
     def fill(new: RunFolder) -> None:
@@ -102,6 +110,8 @@ def fit(
             tell(f"run folder {run.path}")
             _train(run, record, density, rows, parsed, stop, tell)
             stop.training_is_over()
+            if check and stop.signal == signal.SIGINT:
+                tell("training stopped by Ctrl-C; checking the best so far (Ctrl-C again to leave now)")
             if check and stop.signal != signal.SIGTERM:
                 _finish(run, record, density, rows, parsed, tell)
             record["status"] = "interrupted" if stop.signal else "finished"

@@ -89,8 +89,8 @@ def _sections(
     compare = [
         page.FigureItem(
             marginals(panels, columns),
-            "Each row is one context: points are the data, the line is drawn from the fit; beneath, their ratio, "
-            "which should scatter about 1 within its error bars.",
+            "Each row is one context: points are all its rows, those of training included, the line is drawn from the "
+            "fit; beneath, their ratio, which should scatter about 1 within its error bars.",
         )
     ]
     if len(columns) > 1 and len(columns) <= 5:
