@@ -36,7 +36,7 @@ def test_outside_the_table_warns(run: Path) -> None:
     assert 0.5 <= low < high <= 2.0
     with pytest.warns(
         fluvial.ExtrapolationWarning,
-        match=r"c = 7 is outside the range of the table, 0\.5\d* to 2 .*\(1 of 2",
+        match=r"c = 7 is outside the range of the table, 0\.5\d* to 1\.99\d* \(1 of 2",
     ):
         density.given(c=[1.0, 7.0]).sample(3)
 
@@ -61,8 +61,9 @@ def test_the_command_line_says_so_in_one_line(run: Path, tmp_path: Path) -> None
             "c=9",
             "-n",
             "2",
-        ]
-        + ["--out", str(tmp_path / "draws.csv")],
+            "--out",
+            str(tmp_path / "draws.csv"),
+        ],
         capture_output=True,
         text=True,
         check=True,
