@@ -59,7 +59,7 @@ class MAF(ConditionalFlow):
         Numbers of targets and of context columns.
     steps : int
         Autoregressive steps, with ``mixing`` between them.
-    width, depth, residual, activation, gate, batch_norm, dropout
+    width, depth, residual, activation, gate, batch_norm, dropout, gain
         The conditioner of each step; see :class:`fluvial.nets.MLP`.
     mixing : str
         Between steps: ``reverse``, ``permutation``, ``lu`` (a learned matrix) or ``none``.
@@ -82,13 +82,14 @@ class MAF(ConditionalFlow):
         gate: bool = False,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        gain: float = 1.0,
         mixing: Mixing = "reverse",
         norm: Norm = "none",
         base: Base = "normal",
     ):
         network = {
             "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
-            "batch_norm": batch_norm, "dropout": dropout,
+            "batch_norm": batch_norm, "dropout": dropout, "gain": gain,
         }  # fmt: skip
         super().__init__(
             _chain(targets, context, steps, AffineTransformer(), mixing, norm, network),
@@ -103,7 +104,7 @@ class AutoregressiveSpline(ConditionalFlow):
 
     Parameters
     ----------
-    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm, base
+    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, gain, mixing, norm, base
         As for :class:`MAF`.
     bins : int
         Bins of every spline.
@@ -124,6 +125,7 @@ class AutoregressiveSpline(ConditionalFlow):
         gate: bool = False,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        gain: float = 1.0,
         mixing: Mixing = "reverse",
         norm: Norm = "none",
         bins: int = 32,
@@ -132,7 +134,7 @@ class AutoregressiveSpline(ConditionalFlow):
     ):
         network = {
             "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
-            "batch_norm": batch_norm, "dropout": dropout,
+            "batch_norm": batch_norm, "dropout": dropout, "gain": gain,
         }  # fmt: skip
         check_sizes(bins=bins)
         transformer = SplineTransformer(bins, bound)

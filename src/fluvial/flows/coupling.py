@@ -58,7 +58,7 @@ class CouplingAffine(ConditionalFlow):
 
     Parameters
     ----------
-    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, mixing, norm, base
+    targets, context, steps, width, depth, residual, activation, gate, batch_norm, dropout, gain, mixing, norm, base
         As for :class:`CouplingSpline`.
     """
 
@@ -75,13 +75,14 @@ class CouplingAffine(ConditionalFlow):
         gate: bool = False,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        gain: float = 1.0,
         mixing: Mixing = "lu",
         norm: Norm = "none",
         base: Base = "normal",
     ):
         network = {
             "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
-            "batch_norm": batch_norm, "dropout": dropout,
+            "batch_norm": batch_norm, "dropout": dropout, "gain": gain,
         }  # fmt: skip
         chain = _chain(targets, context, steps, AffineTransformer(), mixing, norm, network)
         super().__init__(chain, targets=targets, context=context, base=base)
@@ -99,7 +100,7 @@ class CouplingSpline(ConditionalFlow):
         Numbers of targets and of context columns.
     steps : int
         Coupling steps, at least 2 for two or more targets: each maps half of the coordinates.
-    width, depth, residual, activation, gate, batch_norm, dropout
+    width, depth, residual, activation, gate, batch_norm, dropout, gain
         The conditioner of each step; see :class:`fluvial.nets.MLP`.
     mixing : str
         Between steps: ``lu`` (a learned matrix), ``permutation``, ``reverse`` or ``none``.
@@ -126,6 +127,7 @@ class CouplingSpline(ConditionalFlow):
         gate: bool = False,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        gain: float = 1.0,
         mixing: Mixing = "lu",
         norm: Norm = "none",
         bins: int = 16,
@@ -135,7 +137,7 @@ class CouplingSpline(ConditionalFlow):
         check_sizes(bins=bins)
         network = {
             "width": width, "depth": depth, "residual": residual, "activation": activation, "gate": gate,
-            "batch_norm": batch_norm, "dropout": dropout,
+            "batch_norm": batch_norm, "dropout": dropout, "gain": gain,
         }  # fmt: skip
         chain = _chain(targets, context, steps, SplineTransformer(bins, bound), mixing, norm, network)
         super().__init__(chain, targets=targets, context=context, base=base)
