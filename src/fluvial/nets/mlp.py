@@ -96,8 +96,8 @@ class MLP(nn.Module):
             _linear(inputs + context, width, degrees, hidden) if not self.constant else nn.Linear(1, width)
         )
         with torch.no_grad():
-            self.first.weight[:, :inputs] *= gain
-            self.first.bias *= gain
+            self.first.weight[:, :inputs].mul_(gain)
+            self.first.bias.mul_(gain)
         layers = 2 * depth if residual else depth - 1
         self.hidden = nn.ModuleList(_linear(width, width, hidden, hidden) for _ in range(layers))
         gates = depth if gate and context else 0
