@@ -12,7 +12,6 @@ import numpy as np
 
 from fluvial import check as checks
 from fluvial.check import CheckResult
-from fluvial.data.readers import fingerprint
 from fluvial.density import Density
 from fluvial.errors import RunError
 from fluvial.files import write_atomically
@@ -48,7 +47,7 @@ def check_run(run: str | Path) -> list[CheckResult]:
     study, _ = read_study(folder.path / STUDY)
     source = Path(record["data"]["source"])
     rows = read_rows(study, source)
-    if fingerprint(source)["sha256"] != record["data"]["fingerprint"]["sha256"]:
+    if rows.facts["fingerprint"]["sha256"] != record["data"]["fingerprint"]["sha256"]:
         raise RunError(
             f"{source} has changed since {folder.path} was fitted (its SHA-256 differs), so its test rows are not "
             "those of the fit; restore the file, or fit again."
@@ -98,9 +97,8 @@ def _compute(
     schema, section = density.schema, study.check
     names = schema.target_names
     rng = np.random.default_rng(section.seed)
-    dear = (
-        density.flow.validation_rows is not None
-    )  # a log-density by an ODE solver: fewer draws, no integral
+    # A log-density by an ODE solver is dear: fewer draws, no integral.
+    dear = density.flow.validation_rows is not None
     contexts, number = section.contexts, section.draws
     if dear:
         contexts, number = min(contexts, DEAR_CONTEXTS), min(number, DEAR_DRAWS)
@@ -108,7 +106,7 @@ def _compute(
     rows = np.sort(rng.choice(len(log_prob), min(contexts, len(log_prob)), replace=False))
     chosen = {name: values[rows] for name, values in table.items()}
     context = columns(chosen, schema.context_names)
-    given = density.given(chosen) if names and schema.context else density.given()
+    given = density.given(chosen) if schema.context else density.given()
     if schema.context:
         table_of_draws, draws_log_prob = given.sample_and_log_prob(number, seed=section.seed)
     else:
