@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fluvial.core import Bijection, Chain
 from fluvial.flows.flow import Base, ConditionalFlow
-from fluvial.flows.mixing import Mixing, Norm, mixing_between, norm_between
+from fluvial.flows.mixing import Mixing, Norm, chain_of_steps, mixing_between
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
 from fluvial.nets import MLP
 
@@ -152,9 +152,10 @@ def _chain(
     network: dict,
 ) -> Chain:
     check_sizes(targets=targets, context=context, steps=steps, width=network["width"], depth=network["depth"])
-    bijections: list[Bijection] = []
-    for step in range(steps):
-        if step:
-            bijections += norm_between(norm, targets) + mixing_between(mixing, targets, step)
-        bijections.append(Autoregressive(targets, context, transformer, **network))
-    return Chain(bijections)
+    return chain_of_steps(
+        steps,
+        norm,
+        targets,
+        mix=lambda step: mixing_between(mixing, targets, step),
+        make=lambda step: Autoregressive(targets, context, transformer, **network),
+    )

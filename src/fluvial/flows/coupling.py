@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fluvial.core import Bijection, Chain, Permutation
 from fluvial.flows.flow import Base, ConditionalFlow
-from fluvial.flows.mixing import Mixing, Norm, mixing_between, norm_between
+from fluvial.flows.mixing import Mixing, Norm, chain_of_steps, mixing_between
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
 from fluvial.nets import MLP
 
@@ -157,14 +157,15 @@ def _chain(
         raise ValueError(
             "Expected at least 2 coupling steps: one alone leaves half of the targets as they are; got 1."
         )
-    bijections: list[Bijection] = []
-    for step in range(steps):
-        if step:
-            bijections += norm_between(norm, targets) + _mixing(mixing, targets, step)
-        # A reordering brings the other half into place by itself; else the steps take the halves in turn.
-        flip = mixing in ("lu", "none") and step % 2 == 1
-        bijections.append(Coupling(targets, context, transformer, flip=flip, **network))
-    return Chain(bijections)
+    # A reordering brings the other half into place by itself; else the steps take the halves in turn.
+    in_turn = mixing in ("lu", "none")
+    return chain_of_steps(
+        steps,
+        norm,
+        targets,
+        mix=lambda step: _mixing(mixing, targets, step),
+        make=lambda step: Coupling(targets, context, transformer, flip=in_turn and step % 2 == 1, **network),
+    )
 
 
 def _mixing(kind: Mixing, dim: int, step: int) -> list[Bijection]:

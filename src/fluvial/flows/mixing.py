@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 
-from fluvial.core import LU, ActNorm, BatchNorm, Bijection, Permutation
+from fluvial.core import LU, ActNorm, BatchNorm, Bijection, Chain, Permutation
 
 Mixing = Literal["reverse", "permutation", "lu", "none"]
 Norm = Literal["none", "batch", "act"]
@@ -28,6 +29,18 @@ def mixing_between(kind: Mixing, dim: int, step: int) -> list[Bijection]:
     if kind == "lu":
         return [LU(dim)]
     raise ValueError(f"Expected mixing to be one of reverse, permutation, lu, none; got {kind!r}.")
+
+
+def chain_of_steps(
+    steps: int, norm: Norm, dim: int, mix: Callable[[int], list[Bijection]], make: Callable[[int], Bijection]
+) -> Chain:
+    """Return ``steps`` maps, ``make(step)`` each, with a normalisation and ``mix(step)`` between them."""
+    bijections: list[Bijection] = []
+    for step in range(steps):
+        if step:
+            bijections += norm_between(norm, dim) + mix(step)
+        bijections.append(make(step))
+    return Chain(bijections)
 
 
 def norm_between(kind: Norm, dim: int) -> list[Bijection]:
