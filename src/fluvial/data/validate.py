@@ -89,7 +89,7 @@ class Validation:
         self._schema, self._where, self._locate = schema, where, locate
         self._handling: dict[str, Handling] = {"missing": missing, "outside": outside}
         self._read = self._kept = 0
-        self._faults = {c.name: {"missing": _Fault(), "outside": _Fault()} for c in schema.columns}
+        self._faults = {c.name: {"missing": Fault(), "outside": Fault()} for c in schema.columns}
         self._range = {c.name: [math.inf, -math.inf] for c in schema.columns}
 
     def add(
@@ -145,8 +145,8 @@ class Validation:
 
 
 @dataclass
-class _Fault:
-    """One kind of fault in one column: how many values, and the first."""
+class Fault:
+    """One kind of fault in one column: how many values, how many of them NaN, and the first's row and value."""
 
     count: int = 0
     nan: int = 0
@@ -154,6 +154,9 @@ class _Fault:
     value: float = math.nan
 
     def add(self, values: np.ndarray, bad: np.ndarray, rows: np.ndarray | None, before: int) -> None:
+        """Count the ``bad`` of these values; ``rows`` are their numbers, or they begin at ``before``."""
+        if not bad.any():
+            return
         if self.count == 0:
             first = int(bad.argmax())
             self.row = before + first if rows is None else int(rows[first])
@@ -182,7 +185,7 @@ def _sound(values: np.ndarray, column: Column) -> bool:
     return bool((np.isfinite(extremes) & column.support.contains(extremes)).all())
 
 
-def _missing(column: Column, fault: _Fault, where: str) -> str:
+def _missing(column: Column, fault: Fault, where: str) -> str:
     return (
         f"{column.name}: {fault.count} values are not finite ({fault.nan} NaN, {fault.count - fault.nan} "
         f'infinite), the first in {where}; mend the data, or set `missing = "drop"` under [data] to drop '
@@ -190,7 +193,7 @@ def _missing(column: Column, fault: _Fault, where: str) -> str:
     )
 
 
-def _outside(column: Column, fault: _Fault, where: str) -> str:
+def _outside(column: Column, fault: Fault, where: str) -> str:
     support = column.support
     ends = " (the ends are not part of it)" if fault.value in (support.lower, support.upper) else ""
     return (

@@ -16,7 +16,6 @@ from typing import Any
 import tomli_w
 import torch
 
-from fluvial.data.stream import Batches
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
 from fluvial.errors import FluvialError, RunError
@@ -93,7 +92,7 @@ def fit(
         context,
         architecture=parsed.architecture,
         options=options,
-        context_range={n: (rows.table[n].min(), rows.table[n].max()) for n in rows.schema.context_names},
+        context_range={n: rows.range(n) for n in rows.schema.context_names},
     )
     record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
 
@@ -162,7 +161,7 @@ def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
     """Return every option of the study with its value, those left out included."""
     training = study.training
     resolved = {
-        "batch_size": training.batch_rows(len(rows.split.train)),
+        "batch_size": training.batch_rows(rows.count("train")),
         "epochs": training.epoch_limit,
     }
     return {
@@ -183,11 +182,11 @@ def _train(
 ) -> None:
     """Train; save the density whenever it improves, and the metrics every epoch."""
     transforms = density.target_transforms, density.context_transforms
-    x, c, train_logdet = standardised(rows.part("train"), rows.schema, *transforms)
     validation = thinned(rows.part("validation"), density.flow.validation_rows)
     validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms)
     section = study.training
-    batches = Batches(x, c, section.batch_rows(len(x)), section.seed)
+    size = section.batch_rows(rows.count("train"))
+    batches, train_logdet = rows.batches(*transforms, size, section.seed)
     options = TrainingOptions(
         epochs=section.epoch_limit,
         **section.model_dump(exclude={"epochs", "batch_size", "seed"}),
