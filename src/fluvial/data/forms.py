@@ -128,7 +128,10 @@ class ColumnForm:
         self._spread = high - low
         distinct = len(np.unique(values))
         tried = distinct < len(values) / 4 + 20  # a few rows tell nothing of how many values there are
-        self.form = next((f for f in FORMS[:2] if tried and distinct <= _TRY_CODES[f]), "float32")
+        if tried and distinct <= _TRY_CODES["codes16"]:
+            self.form = "codes8" if distinct <= _TRY_CODES["codes8"] else "codes16"
+        else:
+            self.form = "float32"
 
     def _widen(self, form: Form) -> None:
         self.form, self.changed = form, True

@@ -9,6 +9,7 @@ How a column is stored, and when exactly, is said in :mod:`fluvial.data.forms`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -241,12 +242,16 @@ class _Writer:
         self.parts = {name: _PartWriter(folder, name, [c.name for c in columns]) for name in PARTS}
 
     def __enter__(self) -> None:
-        for part in self.parts.values():
-            part.open()
+        with contextlib.ExitStack() as files:
+            for part in self.parts.values():
+                files.enter_context(part.file())
+            self._files = files.pop_all()
 
     def __exit__(self, *error: object) -> None:
-        for part in self.parts.values():
-            part.close(flush=error[0] is None)
+        with self._files:  # closes all, whatever fails
+            if error[0] is None:
+                for part in self.parts.values():
+                    part.flush()
 
     def write(self, table: Mapping[str, np.ndarray], which: np.ndarray, priority: np.ndarray) -> None:
         if self._layout is None:  # the columns have their forms now
@@ -257,10 +262,11 @@ class _Writer:
             form = column.form or "float32"
             records[form][:, place[form]] = column.encode(table[column.name])
             place[form] += 1
+        content = records.view(np.uint8).reshape(len(records), -1)  # as bytes, numpy keeps the padding as it is
         for number, part in enumerate(self.parts.values()):
             chosen = which == number
             if chosen.any():
-                part.write(records[chosen], {n: v[chosen] for n, v in table.items()}, priority[chosen])
+                part.write(content[chosen], {n: v[chosen] for n, v in table.items()}, priority[chosen])
 
 
 class _PartWriter:
@@ -274,13 +280,14 @@ class _PartWriter:
         self._sample: list[tuple[np.ndarray, np.ndarray]] = []
         self._held, self._limit = 0, math.inf
 
-    def open(self) -> None:
+    def file(self) -> IO[bytes]:
+        """Begin the file of records, and return it."""
         self._file = self._path.open("wb")
+        return self._file
 
-    def close(self, *, flush: bool) -> None:
-        with self._file:
-            if flush:
-                _flush(self._file)
+    def flush(self) -> None:
+        """See that all records are on disk."""
+        _flush(self._file)
 
     def write(self, records: np.ndarray, table: Mapping[str, np.ndarray], priority: np.ndarray) -> None:
         content = records.tobytes()

@@ -47,13 +47,15 @@ def validate(
     where: str,
     missing: Handling = "error",
     outside: Handling = "error",
+    locate: Callable[[int], str] = "row {}".format,
 ) -> tuple[dict[str, np.ndarray], Report]:
     """Return the schema's columns of a table with sound rows only, and a report of what was dropped.
 
     A value is *missing* where it is NaN or infinite, and *outside* where it is finite but not in the column's
     support, an open interval. Either raises, or drops the row. ``table`` maps names to arrays ``[rows]``;
-    ``where`` names it in messages (the file). The result is float64, ``[rows_kept]``, in the order of the
-    schema; where nothing is dropped, float64 columns are not copied.
+    ``where`` names it in messages (the file), and ``locate`` says where row ``i`` of it is. The result is
+    float64, ``[rows_kept]``, in the order of the schema; where nothing is dropped, float64 columns are not
+    copied.
 
     Raises one :class:`~fluvial.errors.DataError` that lists every fault: missing or outside values that are
     not to be dropped, columns that are constant over the sound rows, no rows left. Columns that are absent or
@@ -66,7 +68,7 @@ def validate(
     >>> table["mass"], report.dropped
     (array([ 8., 30.]), {'mass: missing': 1})
     """
-    checking = Validation(schema, where=where, missing=missing, outside=outside)
+    checking = Validation(schema, where=where, missing=missing, outside=outside, locate=locate)
     columns, keep = checking.add(table)
     return columns if keep is None else {n: v[keep] for n, v in columns.items()}, checking.finish()
 

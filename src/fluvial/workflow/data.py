@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fluvial.data.cache import address, cache_folder, identify, made_once
 from fluvial.data.forms import Layout
 from fluvial.data.memory import memory_budget
 from fluvial.data.packed import FORMAT, SAMPLE, Packed, Piece, open_packed, pack
+from fluvial.data.read_base import exact
 from fluvial.data.readers import Reader, fingerprint, open_table
 from fluvial.data.schema import Schema
 from fluvial.data.stream import Batches, BatchSource, Share, Split, StreamedBatches, split_of, split_rows
@@ -124,10 +126,12 @@ def read_rows(study: Study, source: Path) -> Rows:
         raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
     size = reader.rows() * (len(names) + (truth is not None)) * 8
     budget = memory_budget(study.data.memory)
-    if size >= PACK_FROM or size * WORKING_SET > budget:
+    scalar = all(reader.length(name) is None for name in names)  # arrays are not packed
+    if scalar and (size >= PACK_FROM or size * WORKING_SET > budget):
         return _large(study, source, reader, budget)
     raw = reader.read(names)
-    table, kept = validate(raw, schema, where=where, missing=study.data.missing, outside=study.data.outside)
+    missing, outside, locate = study.data.missing, study.data.outside, partial(_locate, reader)
+    table, kept = validate(raw, schema, where=where, missing=missing, outside=outside, locate=locate)
     rows = _sound_rows(raw, schema) if kept.rows_kept < kept.rows_read else np.arange(kept.rows_read)
     known_truth = None if truth is None else _read_truth(reader, truth, rows)
     split = _split(study, kept.rows_read, rows, where)
@@ -200,7 +204,7 @@ def _packed(study: Study, source: Path, reader: Reader) -> Packed:
     for column in columns["targets"] + columns["context"]:
         for key in ("unit", "label", "transform"):  # what is packed does not depend on them
             column.pop(key, None)
-    sources = identify([source])
+    sources = identify(reader.parts())
     described = {
         "format": FORMAT,
         "sources": sources,
@@ -208,32 +212,30 @@ def _packed(study: Study, source: Path, reader: Reader) -> Packed:
         "truth": truth,
         "data": study.data.model_dump(exclude={"source", "memory"}),
     }
-    state: dict[str, Any] = {}
+    report: dict[str, Any] = {}
 
     def pieces() -> Iterator[Piece]:
-        checking = Validation(schema, where=where, missing=study.data.missing, outside=study.data.outside)
+        missing, outside, locate = study.data.missing, study.data.outside, partial(_locate, reader)
+        checking = Validation(schema, where=where, missing=missing, outside=outside, locate=locate)
         wrong = Fault()
-        first = 0
-        for chunk in _chunks(reader, names):
-            rows = np.arange(first, first + len(chunk[names[0]]))
-            first += len(rows)
+        for chunk, rows in _chunks(reader, names):
             table, keep = checking.add(chunk, rows)
             if truth is not None:
                 table[truth] = chunk[truth]
             if keep is not None:
                 table, rows = {name: values[keep] for name, values in table.items()}, rows[keep]
-            if truth is not None and not (finite := np.isfinite(table[truth])).all():
-                wrong.add(table[truth], ~finite, rows, first)
+            if truth is not None:
+                wrong.add(table[truth], ~np.isfinite(table[truth]), rows, 0)
             yield table, rows
-        state["report"] = checking.finish().to_json()
-        _check_truth(reader.path, truth, wrong)
+        report.update(checking.finish().to_json())
+        _check_truth(reader, truth, wrong)
 
     def about() -> dict[str, Any]:
-        if identify([source]) != sources:
+        if identify(reader.parts()) != sources:
             raise DataError(f"{where} changed while it was read; wait until it is written, and fit again")
         return {
             "description": described,
-            "report": state["report"],
+            "report": report,
             "fingerprint": _described(source, reader),
         }
 
@@ -257,21 +259,33 @@ def _packed(study: Study, source: Path, reader: Reader) -> Packed:
     return packed
 
 
-def _chunks(reader: Reader, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the named columns of a table, a piece at a time, in order."""
-    whole = reader.read(names)
-    for first in range(0, reader.rows(), CHUNK):
-        yield {name: values[first : first + CHUNK] for name, values in whole.items()}
+def _chunks(reader: Reader, names: list[str]) -> Iterator[Piece]:
+    """Yield the named columns as float64, a piece at a time, and the numbers of the rows in the source."""
+    first = 0
+    for chunk in reader.chunks(names, CHUNK):
+        table = {n: exact(v, n, str(reader.path)).astype(np.float64, copy=False) for n, v in chunk.items()}
+        rows = np.arange(first, first + len(table[names[0]]))
+        yield table, rows
+        first += len(rows)
+
+
+def _locate(reader: Reader, row: int) -> str:
+    """Say where a row is: in which row, and of which file where there are many."""
+    if len(reader.parts()) < 2:
+        return f"row {row}"
+    file, within = reader.locate(row)
+    return f"row {row} (row {within} of {file})"
 
 
 def _described(source: Path, reader: Reader) -> dict[str, Any]:
     """Return what a record says of a source that is too large to be hashed whole every time."""
-    stat = source.stat()
+    stats = [path.stat() for path in reader.parts()]
+    modified = max(stat.st_mtime for stat in stats)
     return {
         "path": str(source),
-        "bytes": stat.st_size,
+        "bytes": sum(stat.st_size for stat in stats),
         "rows": reader.rows(),
-        "modified": datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds"),
+        "modified": datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds"),
         "columns": [{"name": name, "type": kind} for name, kind in reader.columns().items()],
     }
 
@@ -309,15 +323,15 @@ def _read_truth(reader: Reader, name: str, rows: np.ndarray) -> np.ndarray:
     values = reader.read([name])[name][rows]
     wrong = Fault()
     wrong.add(values, ~np.isfinite(values), rows, 0)
-    _check_truth(reader.path, name, wrong)
+    _check_truth(reader, name, wrong)
     return values
 
 
-def _check_truth(path: Path, name: str | None, wrong: Fault) -> None:
+def _check_truth(reader: Reader, name: str | None, wrong: Fault) -> None:
     if wrong.count:
         raise DataError(
-            f"{path}: column {name!r} ([check] truth) holds {wrong.count} values that are not finite, "
-            f"the first in row {wrong.row}; expected the exact log-density of every row that is used."
+            f"{reader.path}: column {name!r} ([check] truth) holds {wrong.count} values that are not finite, "
+            f"the first in {_locate(reader, wrong.row)}; expected the exact log-density of every row that is used."
         )
 
 
