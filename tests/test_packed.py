@@ -17,7 +17,7 @@ from fluvial.data import packed as module
 from fluvial.data.cache import ABOUT, address, cache_folder, clear, entries, identify, made_once
 from fluvial.data.packed import PARTS, Packed, Piece, open_packed, pack
 from fluvial.data.schema import Support
-from fluvial.data.stream import split_of
+from fluvial.data.split import split_of
 from fluvial.errors import DataError
 
 SHARES = (0.6, 0.2, 0.2)

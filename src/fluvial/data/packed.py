@@ -26,7 +26,7 @@ import numpy as np
 from fluvial.data.cache import ABOUT
 from fluvial.data.forms import FORMS, ColumnForm, Layout
 from fluvial.data.schema import Support
-from fluvial.data.stream import uniform
+from fluvial.data.split import uniform
 from fluvial.errors import DataError
 
 FORMAT = 1
@@ -262,7 +262,9 @@ class _Writer:
             form = column.form or "float32"
             records[form][:, place[form]] = column.encode(table[column.name])
             place[form] += 1
-        content = records.view(np.uint8).reshape(len(records), -1)  # as bytes, numpy keeps the padding as it is
+        content = records.view(np.uint8).reshape(
+            len(records), -1
+        )  # as bytes, numpy keeps the padding as it is
         for number, part in enumerate(self.parts.values()):
             chosen = which == number
             if chosen.any():
