@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,11 @@ _SAME = {".pq": ".parquet", ".hdf5": ".h5"}
 _INSIDE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _CONTAINERS))})):(.+)", re.IGNORECASE)
 
 
-def open_table(source: Source, *, base: str | os.PathLike[str] = "") -> Reader:
+def open_table(source: Source) -> Reader:
     """Open a table: a file, many files as one, or a folder of them.
 
     ``source`` is a path, a glob such as ``"train/*.h5"`` (in the order of the names), a folder, or a list
-    of these; a relative one is taken from ``base``. What lies inside a file with several tables is named after
+    of these. What lies inside a file with several tables is named after
     a colon, as in ``"events.root:Events"`` or ``"catalogue.fits:JOINT"``. Of a folder all tables in it are
     read, those below it too; folders named ``Z=0.001`` are a column Z. Plain npy files in one folder are
     columns of one table. ``"hf://owner/name"`` is a set on the Hugging Face Hub, or one file of it.
@@ -61,9 +61,7 @@ def open_table(source: Source, *, base: str | os.PathLike[str] = "") -> Reader:
     suffix has no reader, a file is truncated or corrupt, there are no rows; and
     :class:`~fluvial.errors.MissingExtraError` where the library of a format is not installed.
     """
-    several = not isinstance(source, (str, os.PathLike))
-    sources: Iterable[str | os.PathLike[str]] = source if several else [source]
-    readers = [reader for one in sources for reader in _open_one(one, Path(base))]
+    readers = [reader for one in _several(source) for reader in _open_one(one)]
     if not readers:
         raise DataError("expected at least one file as the source of a table; got an empty list")
     kept = [reader for reader in readers if reader.rows()]
@@ -71,23 +69,24 @@ def open_table(source: Source, *, base: str | os.PathLike[str] = "") -> Reader:
         raise DataError(f"{readers[0].path} has columns but no rows; expected at least one row")
     if len(kept) == 1:
         return kept[0]
-    common = os.path.commonpath([r.path.absolute().parent for r in kept])
-    return ManyReader(Path(common) if several else Path(base, source), kept)
+    if isinstance(source, (str, os.PathLike)):
+        return ManyReader(Path(source), kept)
+    return ManyReader(Path(os.path.commonpath([r.path.absolute().parent for r in kept])), kept)
 
 
-def fingerprint(source: Source, *, base: str | os.PathLike[str] = "") -> dict[str, Any]:
+def fingerprint(source: Source) -> dict[str, Any]:
     """Return what tells one source from another, as a value for JSON.
 
     Keys: ``path`` (as given), ``bytes``, ``rows``, ``modified`` (the latest; ISO 8601, UTC), ``columns`` (a
     list of ``name`` and ``type``) and ``sha256``: of the whole file, or, of many files, of the list of their
     own (in hexadecimal, one a line), which are then under ``files``. Raises what :func:`open_table` raises.
     """
-    reader = open_table(source, base=base)
+    reader = open_table(source)
     files = [_file_facts(path) for path in reader.parts()]
     digests = "".join(f"{file['sha256']}\n" for file in files)
-    several = not isinstance(source, (str, os.PathLike))
+    given = [os.fspath(one) for one in _several(source)]
     return {
-        "path": [os.fspath(one) for one in source] if several else os.fspath(source),
+        "path": given[0] if isinstance(source, (str, os.PathLike)) else given,
         "bytes": sum(file["bytes"] for file in files),
         "rows": reader.rows(),
         "modified": max(file["modified"] for file in files),
@@ -95,6 +94,10 @@ def fingerprint(source: Source, *, base: str | os.PathLike[str] = "") -> dict[st
         "sha256": files[0]["sha256"] if len(files) == 1 else hashlib.sha256(digests.encode()).hexdigest(),
         **({"files": files} if len(files) > 1 else {}),
     }
+
+
+def _several(source: Source) -> Sequence[str | os.PathLike[str]]:
+    return [source] if isinstance(source, (str, os.PathLike)) else source
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
@@ -105,28 +108,36 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return {"path": str(path), "bytes": stat.st_size, "modified": modified, "sha256": digest}
 
 
-def absolute_source(source: Source, base: str | os.PathLike[str] = "") -> str | list[str]:
-    """Return a source that means the same from any working directory, as a value for JSON."""
+def source_beside(source: Source, folder: str | os.PathLike[str]) -> str | list[str]:
+    """Return a source whose relative paths are meant from a folder, such as that of the study."""
     if not isinstance(source, (str, os.PathLike)):
-        return [str(absolute_source(one, base)) for one in source]
+        return [str(source_beside(one, folder)) for one in source]
     text = os.fspath(source)
-    return text if text.startswith(REMOTE) else str(Path(base, text).resolve())
+    if text.startswith(REMOTE):
+        return text
+    wildcards = glob.has_magic(text) and not Path(folder, text).exists()
+    return str(Path(glob.escape(os.fspath(folder)) if wildcards else folder, text))
 
 
-def _open_one(source: str | os.PathLike[str], base: Path) -> list[Reader]:
+def absolute_source(source: Source) -> str | list[str]:
+    """Return a source that means the same from any working directory, as a value for JSON."""
+    return source_beside(source, Path.cwd())
+
+
+def _open_one(source: str | os.PathLike[str]) -> list[Reader]:
     """Return the readers of one path, glob or folder."""
     text = os.fspath(source)
     if text.startswith(REMOTE):
-        return _open_one(fetch(text), Path())
+        return _open_one(fetch(text))
     container = _INSIDE.fullmatch(text)
     text, inside = (container[1], container[2]) if container else (text, None)
-    path = Path(base, text)
+    path = Path(text)
     if path.is_dir():
         return _open_folder(path)
     if glob.has_magic(text) and not path.exists():
         # The folder above the first wildcard: what is named Z=0.001 below it is a column.
         plain = itertools.takewhile(lambda part: not glob.has_magic(part), Path(text).parts)
-        return _open_files(_matches(base, text), inside, root=Path(base, *plain))
+        return _open_files(_matches(text), inside, root=Path(*plain))
     return [_open_file(path, inside)]
 
 
@@ -177,11 +188,11 @@ def _open_file(path: Path, inside: str | None) -> Reader:
     raise DataError(f"{path}: no reader for the suffix {path.suffix!r}; expected one of {known}")
 
 
-def _matches(base: Path, pattern: str) -> list[Path]:
-    found = [Path(base, p) for p in glob.glob(pattern, root_dir=base, recursive=True)]
+def _matches(pattern: str) -> list[Path]:
+    found = [Path(p) for p in glob.glob(pattern, recursive=True)]
     files = sorted((p for p in found if p.is_file()), key=_natural)
     if not files:
-        raise DataError(f"no file matches {Path(base, pattern)}; check the folder and the wildcards")
+        raise DataError(f"no file matches {pattern}; check the folder and the wildcards")
     return files
 
 

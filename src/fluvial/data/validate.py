@@ -104,7 +104,7 @@ class Validation:
         values waits for :meth:`finish`.
         """
         columns = _columns(table, self._schema, self._where)
-        size = next(iter(columns.values())).size if columns else 0
+        size = len(next(iter(columns.values()))) if columns else 0
         keep: np.ndarray | None = None  # None while every row is sound: the common case allocates nothing
         for column in self._schema.columns:
             values = columns[column.name]
@@ -114,8 +114,9 @@ class Validation:
             wrong = {"missing": ~finite, "outside": finite & ~column.support.contains(values)}
             for reason, bad in wrong.items():
                 if bad.any():
+                    first, bad = _of_rows(values, bad)
                     keep = ~bad if keep is None else keep & ~bad
-                    self._faults[column.name][reason].add(values, bad, rows, self._read)
+                    self._faults[column.name][reason].add(first, bad, rows, self._read)
         kept = size if keep is None else int(np.count_nonzero(keep))
         self._read, self._kept = self._read + size, self._kept + kept
         if kept:
@@ -172,11 +173,27 @@ def _columns(table: Mapping[str, np.ndarray], schema: Schema, where: str) -> dic
     absent = [f"no column {name!r}{nearest(name, table)}" for name in names if name not in table]
     if absent:
         raise DataError(f"{where}: " + "; ".join(absent))
-    columns = {name: np.asarray(table[name], dtype=np.float64) for name in names}
-    if len({values.shape for values in columns.values()}) > 1 or any(v.ndim != 1 for v in columns.values()):
+    columns = {c.name: _plain(table[c.name], c) for c in schema.columns}
+    expected = {c.name: (c.length,) if c.length is not None else () for c in schema.columns}
+    scalar = not any(expected.values())
+    sizes = {values.shape[:1] for values in columns.values()}
+    if len(sizes) > 1 or any(values.shape[1:] != expected[name] for name, values in columns.items()):
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in columns.items())
-        raise DataError(f"{where}: expected 1-D columns of one length; got {shapes}")
+        of = (
+            "" if scalar else " and arrays " + ", ".join(f"{n} [n, {s[0]}]" for n, s in expected.items() if s)
+        )
+        raise DataError(f"{where}: expected 1-D columns{of} of one length; got {shapes}")
     return columns
+
+
+def _plain(values: np.ndarray, column: Column) -> np.ndarray:
+    """Return float64; an array column keeps float32, half the memory of a table of spectra."""
+    values = np.asarray(values)
+    return (
+        values
+        if column.length is not None and values.dtype == np.float32
+        else values.astype(np.float64, copy=False)
+    )
 
 
 def _sound(values: np.ndarray, column: Column) -> bool:
@@ -185,6 +202,15 @@ def _sound(values: np.ndarray, column: Column) -> bool:
         return True
     extremes = np.array([values.min(), values.max()])
     return bool((np.isfinite(extremes) & column.support.contains(extremes)).all())
+
+
+def _of_rows(values: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return one value a row, and whether it is bad: of an array, the first bad number in it."""
+    if values.ndim == 1:
+        return values, bad
+    return np.take_along_axis(values, bad.argmax(axis=1)[:, None], axis=1)[:, 0], np.logical_or.reduce(
+        bad, axis=1
+    )
 
 
 def _missing(column: Column, fault: Fault, where: str) -> str:

@@ -45,7 +45,7 @@ def check_run(run: str | Path) -> list[CheckResult]:
     folder = RunFolder.open(run)
     record = folder.record()
     study, _ = read_study(folder.path / STUDY)
-    source = Path(record["data"]["source"])
+    source = record["data"]["source"]
     rows = read_rows(study, source)
     if data_changed(record["data"], rows):
         raise RunError(

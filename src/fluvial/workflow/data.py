@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.data.cache import address, cache_folder, identify, made_once
-from fluvial.data.forms import Layout
 from fluvial.data.memory import memory_budget
-from fluvial.data.packed import FORMAT, SAMPLE, Packed, Piece, open_packed, pack
-from fluvial.data.read_base import exact
-from fluvial.data.readers import Reader, fingerprint, open_table
-from fluvial.data.schema import Schema
-from fluvial.data.stream import Batches, BatchSource, Share, Split, StreamedBatches, split_of, split_rows
+from fluvial.data.packed import SAMPLE, Packed
+from fluvial.data.readers import Source, fingerprint, open_table
+from fluvial.data.schema import Column, Schema
+from fluvial.data.select import View
+from fluvial.data.stream import Batches, BatchSource, Share, Split, StreamedBatches, split_rows
 from fluvial.data.transforms import ColumnTransforms
-from fluvial.data.validate import Fault, Validation, validate
+from fluvial.data.validate import Fault, Validation
 from fluvial.errors import DataError, nearest
 from fluvial.study import Study
+from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,8 +31,6 @@ SPLITS = ("train", "validation", "test")
 PACK_FROM = 2**28
 #: Bytes of memory that a fit in memory takes for each byte of its table, as float64.
 WORKING_SET = 4
-#: Rows read at once from a source that is packed.
-CHUNK = 65_536
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,9 @@ class Rows:
         x, c, logdet = standardised(self.part("train"), self.schema, targets, context)
         if self.packed is None:
             return Batches(x.to(device), c.to(device), batch_size, seed, share=share), logdet
-        prepare = _standardiser(self.packed.layout, self.schema, targets, context)
+        prepare = standardiser(self.packed.layout, self.schema, targets, context)
         rows, path = self.packed.rows("train"), self.packed.path("train")
-        if _fits_device(rows * (x.shape[1] + c.shape[1]) * 4, torch.device(device)):
+        if fits_device(rows * (x.shape[1] + c.shape[1]) * 4, torch.device(device)):
             records = self.packed.records("train")
             pieces = (prepare(np.array(records[i : i + CHUNK])) for i in range(0, rows, CHUNK))
             x, c = (
@@ -106,8 +101,11 @@ class Rows:
         ), logdet
 
 
-def read_rows(study: Study, source: Path) -> Rows:
-    """Read and validate the table of a study, and split its rows.
+def read_rows(study: Study, source: Source) -> Rows:
+    """Read and validate the rows of a table that the study's filter keeps, and split them.
+
+    ``source`` is the study's, as it is found from the working directory. A row falls to its split by its number
+    in the source, so that a filter moves none.
 
     A table of 256 MiB or more (as float64) is packed first, once: see :mod:`fluvial.data.packed`. Where four
     times the table is more than the study's ``memory``, its rows stay on disk.
@@ -115,31 +113,40 @@ def read_rows(study: Study, source: Path) -> Rows:
     Raises
     ------
     DataError
-        If the file cannot be read, lacks a column, holds values that the study does not allow, or leaves a
+        If the source cannot be read, lacks a column, holds values that the study does not allow, or leaves a
         split without rows, or the train split with a column that does not vary.
     """
-    schema, truth, where = study.schema_, study.check.truth, str(source)
-    names = schema.target_names + schema.context_names
-    reader = open_table(source)
-    known = reader.columns()
+    truth, where = study.check.truth, _listed(source)
+    view = View(open_table(source), study.data.where, study.data.derived)
+    schema = with_lengths(study.schema_, view)
+    known = view.columns()
     if truth is not None and truth not in known:
         raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
-    size = reader.rows() * (len(names) + (truth is not None)) * 8
-    budget = memory_budget(study.data.memory)
-    scalar = all(reader.length(name) is None for name in names)  # arrays are not packed
+    names = schema.target_names + schema.context_names + ([truth] if truth else [])
+    size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
+    scalar = all(column.length is None for column in schema.columns)  # arrays are not packed
     if scalar and (size >= PACK_FROM or size * WORKING_SET > budget):
-        return _large(study, source, reader, budget)
-    raw = reader.read(names)
-    missing, outside, locate = study.data.missing, study.data.outside, partial(_locate, reader)
-    table, kept = validate(raw, schema, where=where, missing=missing, outside=outside, locate=locate)
-    rows = _sound_rows(raw, schema) if kept.rows_kept < kept.rows_read else np.arange(kept.rows_read)
-    known_truth = None if truth is None else _read_truth(reader, truth, rows)
-    split = _split(study, kept.rows_read, rows, where)
-    for name in names:
-        values = table[name][split.train]
-        _check_varies(name, float(values.min()), float(values.max()), len(values), where)
+        return _large(study, schema, view, where, budget)
+    raw, numbers = view.read(names)
+    checking = Validation(
+        schema, where=where, missing=study.data.missing, outside=study.data.outside, locate=view.place
+    )
+    table, keep = checking.add(raw, numbers)
+    kept = checking.finish()
+    if keep is not None:
+        table, numbers = {name: values[keep] for name, values in table.items()}, numbers[keep]
+    known_truth = None
+    if truth is not None:
+        known_truth, wrong = raw[truth] if keep is None else raw[truth][keep], Fault()
+        wrong.add(known_truth, ~np.isfinite(known_truth), numbers, 0)
+        check_truth(view, truth, wrong)
+    split = _split(study, view.source_rows(), numbers, where)
+    for column in schema.columns:
+        values = table[column.name][split.train]
+        _check_varies(column.name, float(values.min()), float(values.max()), len(values), where)
     facts = {
         "fingerprint": fingerprint(source),
+        "rows_in_source": view.source_rows(),
         **kept.to_json(),
         "split": {name: len(getattr(split, name)) for name in SPLITS},
     }
@@ -154,21 +161,21 @@ def data_changed(recorded: Mapping[str, Any], rows: Rows) -> bool:
     return any(before[key] != after[key] for key in ("bytes", "rows", "columns"))  # read in another way
 
 
-def require_unchanged(recorded: Mapping[str, Any], rows: Rows, source: Path) -> None:
+def require_unchanged(recorded: Mapping[str, Any], rows: Rows, source: Source) -> None:
     """Raise :class:`~fluvial.errors.DataError` where the data are not those of a run that is to go on."""
     if data_changed(recorded, rows):
         before, after = recorded["fingerprint"], rows.facts["fingerprint"]
         raise DataError(
-            f"{source} has changed since the run began: then {before['rows']} rows, {before['bytes']} bytes, "
+            f"{_listed(source)} has changed since the run began: then {before['rows']} rows, {before['bytes']} bytes, "
             f"modified {before['modified']}; now {after['rows']} rows, {after['bytes']} bytes, modified "
             f"{after['modified']}. A run cannot go on with other rows: restore the file, or start a new run."
         )
 
 
-def _large(study: Study, source: Path, reader: Reader, budget: int) -> Rows:
+def _large(study: Study, schema: Schema, view: View, where: str, budget: int) -> Rows:
     """Return the rows of a table that is packed: all of them if memory allows, else a sample and the file."""
-    packed = _packed(study, source, reader)
-    schema, truth, where = study.schema_, study.check.truth, str(source)
+    packed = packed_table(study, schema, view, where)
+    truth = study.check.truth
     counts = {name: packed.rows(name) for name in SPLITS}
     sound = packed.about["report"]["rows_kept"]
     for name, count in counts.items():
@@ -181,6 +188,7 @@ def _large(study: Study, source: Path, reader: Reader, budget: int) -> Rows:
     ends = np.cumsum([0, *(counts[name] if in_memory else min(counts[name], SAMPLE) for name in SPLITS)])
     facts = {
         "fingerprint": packed.about["fingerprint"] | {"sha256": packed.about["sha256"], "of": "packed rows"},
+        "rows_in_source": view.source_rows(),
         **packed.about["report"],
         "split": counts,
         "packed": {
@@ -195,144 +203,31 @@ def _large(study: Study, source: Path, reader: Reader, budget: int) -> Rows:
     return Rows(schema, table, known_truth, split, facts, None if in_memory else packed)
 
 
-def _packed(study: Study, source: Path, reader: Reader) -> Packed:
-    """Open the packed form of a study's table, made first if it is not there."""
-    schema, truth, where = study.schema_, study.check.truth, str(source)
-    names = [c.name for c in schema.columns] + ([truth] if truth is not None else [])
-    shares, seed = study.data.split.model_dump(), study.data.seed
-    columns = schema.to_json()
-    for column in columns["targets"] + columns["context"]:
-        for key in ("unit", "label", "transform"):  # what is packed does not depend on them
-            column.pop(key, None)
-    sources = identify(reader.parts())
-    described = {
-        "format": FORMAT,
-        "sources": sources,
-        "columns": columns,
-        "truth": truth,
-        "data": study.data.model_dump(exclude={"source", "memory"}),
-    }
-    report: dict[str, Any] = {}
+def with_lengths(schema: Schema, view: View) -> Schema:
+    """Return the schema with the length of every array column, as the source has it.
 
-    def pieces() -> Iterator[Piece]:
-        missing, outside, locate = study.data.missing, study.data.outside, partial(_locate, reader)
-        checking = Validation(schema, where=where, missing=missing, outside=outside, locate=locate)
-        wrong = Fault()
-        for chunk, rows in _chunks(reader, names):
-            table, keep = checking.add(chunk, rows)
-            if truth is not None:
-                table[truth] = chunk[truth]
-            if keep is not None:
-                table, rows = {name: values[keep] for name, values in table.items()}, rows[keep]
-            if truth is not None:
-                wrong.add(table[truth], ~np.isfinite(table[truth]), rows, 0)
-            yield table, rows
-        report.update(checking.finish().to_json())
-        _check_truth(reader, truth, wrong)
+    Raises
+    ------
+    DataError
+        If a target is an array, or a column is missing, or the files of the source disagree about it.
+    """
 
-    def about() -> dict[str, Any]:
-        if identify(reader.parts()) != sources:
-            raise DataError(f"{where} changed while it was read; wait until it is written, and fit again")
-        return {
-            "description": described,
-            "report": report,
-            "fingerprint": _described(source, reader),
-        }
+    def known(column: Column) -> Column:
+        length = view.length(column.name)
+        if length is not None and column.role == "target":
+            raise DataError(
+                f"{view.reader.path}: target {column.name} is an array of {length} numbers a row; expected one number: "
+                f'name its elements, as in "{column.name}[0:{length}]", or make it context'
+            )
+        return replace(column, length=length)
 
-    def make(folder: Path) -> None:
-        supports = {c.name: c.support for c in schema.columns}
-        pack(
-            folder,
-            names,
-            pieces,
-            lambda rows: split_of(rows, shares, seed),
-            supports=supports,
-            seed=seed,
-            about=about,
-        )
-
-    folder = cache_folder() / address(described)
-    made_once(folder, lambda path: open_packed(path) is not None, make)
-    packed = open_packed(folder)
-    if packed is None:
-        raise DataError(f"{folder} has been removed while it was used; fit again")
-    return packed
+    return Schema(tuple(map(known, schema.targets)), tuple(map(known, schema.context)))
 
 
-def _chunks(reader: Reader, names: list[str]) -> Iterator[Piece]:
-    """Yield the named columns as float64, a piece at a time, and the numbers of the rows in the source."""
-    first = 0
-    for chunk in reader.chunks(names, CHUNK):
-        table = {n: exact(v, n, str(reader.path)).astype(np.float64, copy=False) for n, v in chunk.items()}
-        rows = np.arange(first, first + len(table[names[0]]))
-        yield table, rows
-        first += len(rows)
-
-
-def _locate(reader: Reader, row: int) -> str:
-    """Say where a row is: in which row, and of which file where there are many."""
-    if len(reader.parts()) < 2:
-        return f"row {row}"
-    file, within = reader.locate(row)
-    return f"row {row} (row {within} of {file})"
-
-
-def _described(source: Path, reader: Reader) -> dict[str, Any]:
-    """Return what a record says of a source that is too large to be hashed whole every time."""
-    stats = [path.stat() for path in reader.parts()]
-    modified = max(stat.st_mtime for stat in stats)
-    return {
-        "path": str(source),
-        "bytes": sum(stat.st_size for stat in stats),
-        "rows": reader.rows(),
-        "modified": datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds"),
-        "columns": [{"name": name, "type": kind} for name, kind in reader.columns().items()],
-    }
-
-
-def _standardiser(
-    layout: Layout, schema: Schema, targets: ColumnTransforms, context: ColumnTransforms
-) -> Callable[[np.ndarray], tuple[Tensor, Tensor]]:
-    """Return what makes the flow's targets and context of packed records ``[n, itemsize]``."""
-    first, last = len(schema.targets), len(schema.columns)
-
-    def prepare(records: np.ndarray) -> tuple[Tensor, Tensor]:
-        values = layout.decode(records)
-        x, _ = targets.forward(values[:, :first])
-        c, _ = context.forward(values[:, first:last])
-        return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(c.astype(np.float32))
-
-    return prepare
-
-
-def _fits_device(size: int, device: torch.device) -> bool:
-    """Say whether a table may be held on a GPU: a third of what is free there, since it is made from pieces."""
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return 3 * size <= free
-
-
-def _sound_rows(raw: Mapping[str, np.ndarray], schema: Schema) -> np.ndarray:
-    """Return the numbers of the rows that :func:`fluvial.data.validate.validate` keeps."""
-    sound = [c.support.contains(raw[c.name]) & np.isfinite(raw[c.name]) for c in schema.columns]
-    return np.flatnonzero(np.logical_and.reduce(sound))
-
-
-def _read_truth(reader: Reader, name: str, rows: np.ndarray) -> np.ndarray:
-    values = reader.read([name])[name][rows]
-    wrong = Fault()
-    wrong.add(values, ~np.isfinite(values), rows, 0)
-    _check_truth(reader, name, wrong)
-    return values
-
-
-def _check_truth(reader: Reader, name: str | None, wrong: Fault) -> None:
-    if wrong.count:
-        raise DataError(
-            f"{reader.path}: column {name!r} ([check] truth) holds {wrong.count} values that are not finite, "
-            f"the first in {_locate(reader, wrong.row)}; expected the exact log-density of every row that is used."
-        )
+def _listed(source: Source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return ", ".join(os.fspath(one) for one in source)
 
 
 def _split(study: Study, total: int, kept: np.ndarray, where: str) -> Split:
