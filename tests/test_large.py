@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 import fluvial
-from fluvial import DataError, RunError
+from fluvial import DataError, RunError, cli
 from fluvial.data import packed as packed_module
 from fluvial.data.cache import cache_folder, entries
 from fluvial.data.memory import memory_budget
@@ -120,6 +122,26 @@ def test_dropped_rows_and_the_split_are_those_of_a_table_in_memory(
     }  # fmt: skip
     for part in ("train", "validation", "test"):
         np.testing.assert_allclose(packed.part(part)["x"], direct.part(part)["x"], rtol=2**-24)
+
+
+def test_filters_and_derived_columns_are_packed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"targets": ["y"], "derive": {"y": "x / c"}, "where": "c > 0.6 and y < 2"}
+    columns = {"y": {"support": "positive"}}
+
+    def rows() -> Rows:
+        return read_rows(parse_study({**study(**given), "columns": columns}), source)
+
+    packed = rows()
+    monkeypatch.setattr(workflow, "PACK_FROM", 10**9)
+    direct = rows()
+    assert packed.facts["split"] == direct.facts["split"]
+    assert packed.facts["rows_in_source"] == ROWS > packed.facts["rows_read"] == direct.facts["rows_read"]
+    for part in ("train", "validation", "test"):
+        np.testing.assert_allclose(packed.part(part)["y"], direct.part(part)["y"], rtol=2**-24)
+    monkeypatch.setattr(workflow, "PACK_FROM", 0)
+    given["where"] = "c > 10"
+    with pytest.raises(DataError, match=r"none of 6000 rows passes the filter\s+c > 10"):
+        rows()
 
 
 @pytest.mark.parametrize(
@@ -245,3 +267,21 @@ def test_memory_budgets() -> None:
         parse_study(study(memory=0.0))
     with pytest.raises(fluvial.StudyError, match=r"\[data\] memory"):
         parse_study(study(memory="lots"))
+
+
+def test_the_cache_is_shown_and_cleared(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminal(*argv: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["fluvial", "cache", *argv])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        return capsys.readouterr().out
+
+    assert terminal() == f"0 packed tables, 0.00 GB, in {cache_folder()}\n"
+    read(source)
+    shown = terminal()
+    assert str(source) in shown
+    assert "1 packed tables" in shown
+    assert "GB freed" in terminal("--clear")
+    assert entries() == []
