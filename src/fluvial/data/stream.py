@@ -165,8 +165,8 @@ class StreamedBatches:
     path, rows, itemsize
         The file, of ``rows`` records of ``itemsize`` bytes each.
     prepare
-        Makes float32 ``(x: [n, D], c: [n, C])`` of records ``[n, itemsize]`` (uint8, its own copy). Called by
-        several threads at once.
+        Makes float32 ``(x: [n, D], c: [n, C])`` of records ``[n, itemsize]`` (uint8, which it may keep). Called
+        by several threads at once.
     batch_size, seed, share
         As for :class:`Batches`; every process reads the whole file.
     device
@@ -271,15 +271,14 @@ class StreamedBatches:
     def _load(self, blocks: np.ndarray, seed: int, place: int, skip: int) -> list[tuple[Tensor, Tensor]]:
         """Read a window, and return its rows in their order, prepared, in pieces."""
         records = self._read(blocks)
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).numpy()[skip:]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(records), generator=generator, dtype=torch.int32).numpy()[skip:]
         order = order[self._own(place + skip, len(order))]
         # As opaque items of one row each: the fastest gather that numpy has, and it lets other threads run.
-        whole = records.view(f"V{self._itemsize}")[:, 0]
-        out = []
-        for first in range(0, len(order), PIECE_ROWS):
-            chosen = np.take(whole, order[first : first + PIECE_ROWS])
-            out.append(self._prepare(chosen.view(np.uint8).reshape(len(chosen), self._itemsize)))
-        return out
+        chosen = np.take(records.view(f"V{self._itemsize}")[:, 0], order)
+        chosen = chosen.view(np.uint8).reshape(len(order), self._itemsize)
+        del records  # a window less to hold while rows are prepared
+        return [self._prepare(chosen[i : i + PIECE_ROWS]) for i in range(0, len(order), PIECE_ROWS)]
 
     def _own(self, place: int, size: int) -> slice | np.ndarray:
         """Return which of ``size`` rows from ``place`` on in the epoch's order are this process'."""
@@ -305,8 +304,7 @@ class StreamedBatches:
             with self._path.open("rb", buffering=0) as file:
                 _advise(file.fileno(), firsts, lasts)
                 for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-                    file.seek(first)
-                    at += _fill(file, view[at : at + last - first])
+                    at += _fill(file, first, view[at : at + last - first])
         except OSError as error:
             raise DataError(f"{self._path} cannot be read: {error.strerror or error}") from error
         if at != len(buffer):
@@ -332,11 +330,15 @@ def _take(
     return torch.cat([x for x, _ in taken]), torch.cat([c for _, c in taken])
 
 
-def _fill(file: FileIO, view: memoryview) -> int:
-    """Read until a buffer is full or the file ends; return the bytes read."""
+def _fill(file: FileIO, place: int, view: memoryview) -> int:
+    """Read from a place in a file until a buffer is full or the file ends; return the bytes read."""
     done = 0
     while done < len(view):
-        read = file.readinto(view[done:])
+        if hasattr(os, "preadv"):
+            read = os.preadv(file.fileno(), [view[done:]], place + done)
+        else:  # one call more
+            file.seek(place + done)
+            read = file.readinto(view[done:])
         if not read:
             break
         done += read
