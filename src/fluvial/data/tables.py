@@ -13,6 +13,7 @@ import numpy as np
 
 from fluvial.data.read_arrow import arrow_to_numpy
 from fluvial.data.read_base import exact, is_number, not_numeric
+from fluvial.data.read_numpy import ArraysReader
 from fluvial.errors import DataError, nearest
 
 
@@ -38,6 +39,31 @@ def as_table(data: Any, names: Sequence[str], what: str = "the data") -> dict[st
     return {name: v if v.ndim == 1 else np.full(rows, v.item()) for name, v in columns.items()}
 
 
+def memory_table(data: Any, what: str = "the table in memory") -> ArraysReader:
+    """Return a reader of a table in memory, of any kind that :func:`as_table` takes by column names.
+
+    A column is ``[rows]``, or ``[rows, length]`` of an array column. Arrays of numpy keep their type and are not
+    copied. ``what`` names the table in messages. The reader has no files.
+
+    >>> memory_table({"Z": np.array([0.001, 0.02])}).columns()
+    {'Z': 'float64'}
+    """
+    known = column_names(data)
+    if known is None:
+        raise DataError(
+            f"{what}: expected a mapping, a DataFrame, an Arrow table or a structured array; got {type(data).__name__}"
+        )
+    columns = {}
+    for name, raw in _pick(data, known, what).items():
+        try:
+            numeric = isinstance(raw, np.ndarray) and raw.dtype.kind in "biuf"
+            columns[name] = raw if numeric else _to_float64(raw, name, what)
+        except DataError:
+            columns[name] = np.asarray(raw, dtype=object)  # text, say: refused when it is asked for
+    _common_length({name: len(values) if values.ndim else 1 for name, values in columns.items()}, what)
+    return ArraysReader(Path(what), columns, files=())
+
+
 def _common_length(lengths: Mapping[str, int], where: str) -> int:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -45,17 +71,25 @@ def _common_length(lengths: Mapping[str, int], where: str) -> int:
     return next(iter(lengths.values()), 1)
 
 
-def _pick(data: Any, names: list[str], what: str) -> dict[str, Any]:
-    """Return the raw named columns; what kind of table ``data`` is shows in what it offers."""
+def column_names(data: Any) -> list[str] | None:
+    """Return the names of the columns of a table in memory, ``None`` of what has none.
+
+    What kind of table it is shows in what it offers.
+    """
     if isinstance(data, Mapping):
-        known = list(data)
-    elif hasattr(data, "column_names"):  # a pyarrow Table, whose `columns` are arrays
-        known = list(data.column_names)
-    elif hasattr(data, "columns") and hasattr(data, "__getitem__"):  # a DataFrame
-        known = list(data.columns)
-    elif getattr(getattr(data, "dtype", None), "names", None):
-        known = list(data.dtype.names)
-    else:
+        return list(data)
+    if hasattr(data, "column_names"):  # a pyarrow Table, whose `columns` are arrays
+        return list(data.column_names)
+    if hasattr(data, "columns") and hasattr(data, "__getitem__"):  # a DataFrame
+        return list(data.columns)
+    names = getattr(getattr(data, "dtype", None), "names", None)
+    return list(names) if names else None
+
+
+def _pick(data: Any, names: list[str], what: str) -> dict[str, Any]:
+    """Return the raw named columns."""
+    known = column_names(data)
+    if known is None:
         return _pick_matrix(data, names, what)
     count = Counter(known)
     for name in names:
