@@ -140,11 +140,17 @@ def _to_float64(value: Any, name: str, what: str) -> np.ndarray:
     raise DataError(not_numeric(array.reshape(-1).tolist(), name, what, str(array.dtype)))
 
 
-def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray]) -> None:
+def write_table(
+    path: str | os.PathLike[str], columns: Mapping[str, np.ndarray], *, dictionary: Sequence[str] = ()
+) -> None:
     """Write columns of one length to a Parquet, CSV or npy (structured array) file, by the suffix.
 
     The table is written beside its place, flushed to disk, and moved there in one step: no reader ever sees
-    half of it, and a failure leaves an earlier file as it was. Float types are kept.
+    half of it, and a failure leaves an earlier file as it was. Types are kept, and every bit of a float.
+
+    Parquet is compressed with Zstandard: a column with few distinct values as indices into a dictionary (a few
+    bits a row), other floats with the bytes of equal rank together (BYTE_STREAM_SPLIT). The columns named in
+    ``dictionary`` are declared as such, so that :meth:`fluvial.data.readers.Reader.levels` knows their values.
 
     Raises :class:`~fluvial.errors.DataError` where the suffix is unknown, the folder is missing, a column is
     not 1-D or neither numeric nor text, lengths differ, or the system refuses (a full disk).
@@ -157,10 +163,13 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray])
     if not path.parent.is_dir():
         raise DataError(f"{path}: the folder {path.parent} does not exist; make it first")
     arrays = _check_columns(columns, path)
+    for name in dictionary:
+        if name not in arrays:
+            raise DataError(f"{path}: dictionary: no column {name!r}{nearest(name, arrays)}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            writer(file, arrays)
+            writer(file, arrays, dictionary)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -184,21 +193,48 @@ def _check_columns(columns: Mapping[str, Any], path: Path) -> dict[str, np.ndarr
     return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
-def _write_parquet(file: IO[bytes], columns: dict[str, np.ndarray]) -> None:
+_LEVELS, _SAMPLE = 4096, 20_000
+
+
+def _write_parquet(file: IO[bytes], columns: dict[str, np.ndarray], dictionary: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(columns), file, write_page_checksum=True)
+    few: Any = [name for name, values in columns.items() if name in dictionary or _few_levels(values)]
+    split: Any = [
+        name
+        for name, values in columns.items()
+        if values.dtype in (np.float32, np.float64) and name not in few
+    ]
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    table = pa.table({n: a.dictionary_encode() if n in dictionary else a for n, a in arrays.items()})
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        use_dictionary=few,
+        use_byte_stream_split=split,
+        write_page_checksum=True,
+    )
 
 
-def _write_csv(file: IO[bytes], columns: dict[str, np.ndarray]) -> None:
+def _few_levels(values: np.ndarray) -> bool:
+    """Say whether a dictionary is likely to be small, by rows from all over the column.
+
+    Where that is wrong, Parquet itself gives the dictionary up once it has grown.
+    """
+    sample = values[:: max(1, values.size // _SAMPLE)]
+    return np.unique(sample).size <= min(_LEVELS, max(sample.size // 4, 1))
+
+
+def _write_csv(file: IO[bytes], columns: dict[str, np.ndarray], _: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.csv as csv
 
     csv.write_csv(pa.table(columns), file)
 
 
-def _write_npy(file: IO[bytes], columns: dict[str, np.ndarray]) -> None:
+def _write_npy(file: IO[bytes], columns: dict[str, np.ndarray], _: Sequence[str]) -> None:
     size = next(iter(columns.values())).size
     table = np.empty(size, dtype=[(name, array.dtype) for name, array in columns.items()])
     for name, array in columns.items():
