@@ -83,13 +83,18 @@ class MLP(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"Expected dropout from 0 to below 1; got {dropout}.")
         self.residual = residual
+        self.context = context
         self.activation = ACTIVATIONS[activation]()
         hidden = degrees = outs = None
         if output_degrees is not None:
             # The context has degree 0: every hidden unit may see it.
             degrees = torch.cat((torch.arange(1, inputs + 1), torch.zeros(context, dtype=torch.long)))
             outs = torch.as_tensor(output_degrees)
-            hidden = torch.arange(width) % (int(outs.max()) + 1)
+            hidden = (torch.arange(width) % (int(outs.max()) + 1)).sort().values
+        #: Where the hidden units of each degree begin and end: unit i of degree d has ends[d] <= i < ends[d + 1].
+        self.degree_ends: list[int] | None = None
+        if hidden is not None and outs is not None:
+            self.degree_ends = torch.searchsorted(hidden, torch.arange(int(outs.max()) + 2)).tolist()
         # A network of nothing at all (one unconditional target) is its biases: it gets one constant input.
         self.constant = inputs + context == 0
         self.first = (
@@ -109,6 +114,11 @@ class MLP(nn.Module):
         self.last = _linear(width, outputs, hidden, outs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+
+    @property
+    def depends_on_mode(self) -> bool:
+        """Whether training and evaluation differ: with batch norm or dropout."""
+        return bool(self.norms) or self.dropout is not None
 
     def forward(self, x: Tensor, context: Tensor | None = None, outputs: slice | None = None) -> Tensor:
         """Return the parameters for every row, or only those that ``outputs`` picks."""
