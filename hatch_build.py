@@ -17,7 +17,15 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDER = Path("src/fluvial/core/kernels")
 LIBRARY = "kernels.so"
 # No -ffast-math: a value that is not a number must come out as one.
-FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=default", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+FLAGS = [
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-fvisibility=default",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
 
 
 class KernelsHook(BuildHookInterface):

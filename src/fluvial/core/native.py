@@ -79,7 +79,10 @@ def spline_backward(
     slope_limit: float,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and of the parameters; ``argument`` is that of the *forward* map: of the inverse, its value."""
+    """Return the gradients of x and of the parameters.
+
+    ``argument`` is that of the *forward* map: where the inverse was applied, its value.
+    """
     inputs = [t.contiguous() for t in (argument, parameters, grad_value, grad_log_slope)]
     grad_x, grad_parameters = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])
     _library().fluvial_spline_backward(

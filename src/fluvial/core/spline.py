@@ -13,8 +13,8 @@ Outside the box it goes on as a straight line with the slope of the outermost kn
 differentiable everywhere and never the identity by accident.
 
 Widths and heights come from one softmax over their logits, mixed with a floor; the backward pass is written by
-hand: it needs one sweep over the logits instead of the twenty that automatic differentiation would make. On a CPU, float32
-goes through a kernel in C where there is one (:mod:`fluvial.core.native`).
+hand: it needs one sweep over the logits instead of the twenty that automatic differentiation would make. On a CPU,
+float32 goes through a kernel in C where there is one (:mod:`fluvial.core.native`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ r"""Masked autoregressive flows: every coordinate is mapped given those before i
 
 .. math:: z_i = \tau(x_i; h_i(x_{<i}, c)), \qquad \log|\det| = \sum_i \log |\partial \tau / \partial x_i|
 
-One pass of the network gives the density, and one, unfolded coordinate by coordinate, a draw. (Papamakarios, Pavlakou & Murray 2017,
-arXiv:1705.07057; with splines: Durkan et al. 2019, arXiv:1906.04032.)
+One pass of the network gives the density, and one, unfolded coordinate by coordinate, a draw. (Papamakarios, Pavlakou &
+Murray 2017, arXiv:1705.07057; with splines: Durkan et al. 2019, arXiv:1906.04032.)
 """
 
 from __future__ import annotations

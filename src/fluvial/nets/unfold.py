@@ -57,20 +57,24 @@ class Unfolding:
     def _hidden(self, h: Tensor, mine: slice) -> None:
         """Fill in what the units of one degree give, layer by layer, from the first layer's ``h``."""
         net = self.net
+        skip = h
         for layer, hidden in enumerate(net.hidden):
-            if net.residual and layer % 2 == 0:
+            if layer % 2 == 0:
                 skip = h
             if self.norms:
                 scale, shift = self.norms[layer]
                 h = torch.addcmul(shift[mine], h, scale[mine])
             self.seen[layer][:, mine] = net.activation(h)
+            assert isinstance(hidden, nn.Linear)
             h = linear(self.seen[layer][:, : mine.stop], hidden.weight[mine, : mine.stop], hidden.bias[mine])
             if net.residual and layer % 2:
                 h = torch.addcmul(skip, h, self.gates[layer // 2][:, mine]) if self.gates else skip + h
         self.seen[-1][:, mine] = net.activation(h)
 
 
-def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    assert norm.running_var is not None and norm.running_mean is not None
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale

@@ -138,35 +138,33 @@ INLINE float exponentials(const float *logits, int bins, float *out) {
 
 /* The sum of the first k of a padded array. */
 INLINE float sum_before(const float *values, int k) {
-    vector sum = all(0);
+    double sum = 0; /* across vectors, as locate sums: starts of bins need the digits */
     int j = 0;
-    for (; j + LANES <= k; j += LANES) sum += load(values + j);
-    vector v = load(values + j);
-    sum += pick(COUNT < k - j, v, all(0));
-    return sum_of(sum);
+    for (; j + LANES <= k; j += LANES) sum += sum_of(load(values + j));
+    return (float)(sum + sum_of(pick(COUNT < k - j, load(values + j), all(0))));
 }
 
 /* The first bin whose right end lies beyond the position (the last bin at most), and the sum of those before it. */
 INLINE int locate(const float *values, int bins, float share, float even, float position, float *sum) {
-    float cumulated = 0;
+    double cumulated = 0;
     for (int k = 0; k < bins; k += LANES) {
         vector v = load(values + k), zero = all(0);
         v += SHUFFLE(v, zero, 8, 0, 1, 2, 3, 4, 5, 6);
         v += SHUFFLE(v, zero, 8, 8, 0, 1, 2, 3, 4, 5);
         v += SHUFFLE(v, zero, 8, 8, 8, 8, 0, 1, 2, 3);
         vector number = __builtin_convertvector(COUNT + (k + 1), vector);
-        whole passed = (position >= share * (cumulated + v) + even * number) & (COUNT + k < bins - 1);
+        whole passed = (position >= share * ((float)cumulated + v) + even * number) & (COUNT + k < bins - 1);
         int n = 0;
         for (int l = 0; l < LANES; l++) n -= passed[l];
         if (n < LANES) {
             float ends[LANES + 1] = {0};
             memcpy(ends + 1, &v, sizeof v);
-            *sum = cumulated + ends[n];
+            *sum = (float)(cumulated + ends[n]);
             return k + n;
         }
         cumulated += v[LANES - 1];
     }
-    *sum = cumulated; /* never reached: the last bin is never passed */
+    *sum = (float)cumulated; /* never reached: the last bin is never passed */
     return bins - 1;
 }
 
