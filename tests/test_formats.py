@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import awkward as ak
 import h5py
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import uproot
+from astropy.io import fits
+from astropy.table import MaskedColumn, Table
 
-from fluvial.data.read_base import Reader
-from fluvial.data.readers import fingerprint, open_table
-from fluvial.errors import DataError
+from fluvial.data.readers import Reader, fingerprint, memory_table, open_table
+from fluvial.errors import DataError, MissingExtraError
 
 ROWS = 1000
 RNG = np.random.default_rng(7)
@@ -59,12 +65,34 @@ def save_npz(path: Path, table: dict[str, np.ndarray]) -> None:
     np.savez(path, **table)  # type: ignore[arg-type]
 
 
+def save_fits(path: Path, table: dict[str, np.ndarray]) -> None:
+    Table(table).write(path, overwrite=True)
+
+
+def save_root(path: Path, table: dict[str, np.ndarray]) -> None:
+    with uproot.recreate(path) as file:
+        file.mktree("Events", {name: (v.dtype, v.shape[1:]) for name, v in table.items()})
+        half = len(table["mass"]) // 2  # two baskets
+        file["Events"].extend({name: values[:half] for name, values in table.items()})
+        file["Events"].extend({name: values[half:] for name, values in table.items()})
+
+
+def save_rntuple(path: Path, table: dict[str, np.ndarray]) -> None:
+    with uproot.recreate(path) as file:
+        file.mkrntuple("Events", {n: np.dtype((v.dtype, v.shape[1:])) for n, v in table.items()}).extend(
+            table
+        )
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path, dict[str, np.ndarray]], None]]] = {
     "parquet": ("t.parquet", save_parquet),
     "hdf5": ("t.h5", save_hdf5),
     "hdf5-compound": ("t.hdf5", save_compound),
     "npy-structured": ("t.npy", save_compound),
     "npz": ("t.npz", save_npz),
+    "fits": ("t.fits", save_fits),
+    "root": ("t.root", save_root),
+    "rntuple": ("t.root", save_rntuple),
 }
 
 
@@ -101,15 +129,16 @@ def test_columns_come_back(written: tuple[Path, Callable[..., None]]) -> None:
     assert [read[name].dtype for name in ("mass", "kind", "flux")] == [np.float64, np.float64, np.float32]
 
 
-@pytest.mark.parametrize("rows", [1, 100, 256, 257, 5000])
+@pytest.mark.parametrize("rows", [100, 256, 257, 5000])
 def test_chunks_cover_every_row_once(written: tuple[Path, Callable[..., None]], rows: int) -> None:
     reader = open_table(written[0])
-    names = list(TABLE) if rows > 1 else ["z"]
+    names = list(TABLE)
     for limits in ((), (0, ROWS), (255, 257), (256, 777), (999, 1000)):
         found = joined(reader, names, rows, *limits)
         for name, values in found.items():
             np.testing.assert_array_equal(values, TABLE[name][slice(*limits) if limits else slice(None)])
             assert values.dtype == TABLE[name].dtype
+    np.testing.assert_array_equal(joined(reader, ["z"], 1, 254, 258)["z"], TABLE["z"][254:258])
     assert list(reader.chunks(names, rows, 5, 5)) == []
     with pytest.raises(ValueError, match="within 0 to 1000"):
         reader.chunks(names, rows, 5, ROWS + 1)
@@ -351,3 +380,157 @@ def test_integers_with_nulls_are_floats_in_their_chunk(tmp_path: Path) -> None:
     first, second = open_table(tmp_path / "t.parquet").chunks(["k"], 2)
     assert first["k"].dtype == np.int64
     np.testing.assert_array_equal(second["k"], [np.nan, 4])
+
+
+# ------------------------------------------------------------------------------------------ FITS
+
+
+def test_fits_nulls_and_scales(tmp_path: Path) -> None:
+    table = Table({
+        "id": MaskedColumn(np.arange(5, dtype=np.int16), mask=[0, 0, 1, 0, 0]),
+        "counts": np.arange(65531, 65536, dtype=np.uint16),
+        "good": np.array([True, False, True, False, True]),
+        "name": ["a", "b", "c", "d", "e"],
+    })  # fmt: skip
+    table.write(tmp_path / "t.fits.gz")
+    reader = open_table(tmp_path / "t.fits.gz")
+    read = reader.read(["id", "counts", "good"])
+    np.testing.assert_array_equal(read["id"], [0, 1, np.nan, 3, 4])
+    np.testing.assert_array_equal(read["counts"], np.arange(65531, 65536))
+    np.testing.assert_array_equal(read["good"], [1, 0, 1, 0, 1])
+    with pytest.raises(DataError, match=r"column 'name' .* holds 'a' in row 0"):
+        reader.read(["name"])
+
+
+def test_fits_spectra_as_images_and_extensions(tmp_path: Path) -> None:
+    table = fits.BinTableHDU(Table({"teff": TABLE["mass"]}), name="LABELS")
+    units = [fits.PrimaryHDU(TABLE["flux"]), fits.ImageHDU(TABLE["flux"] * 2, name="ERROR"), table]
+    fits.HDUList(units).writeto(tmp_path / "t.fits")
+    path = tmp_path / "t.fits"
+    assert list(open_table(path).columns()) == ["teff"]  # a table comes before an image
+    np.testing.assert_array_equal(open_table(f"{path}:0").read(["flux"])["flux"], TABLE["flux"])
+    np.testing.assert_array_equal(
+        joined(open_table(f"{path}:error"), ["ERROR"], 77)["ERROR"], TABLE["flux"] * 2
+    )
+    with pytest.raises(DataError, match="no table or image 'LABEL'; did you mean 'LABELS'"):
+        open_table(f"{path}:LABEL")
+    for i in range(3):
+        fits.writeto(tmp_path / f"star{i}.fits", TABLE["flux"][i])
+    stars = open_table(str(tmp_path / "star*.fits"))
+    np.testing.assert_array_equal(stars.read(["flux"])["flux"], TABLE["flux"][:3])
+    fits.writeto(tmp_path / "star3.fits", TABLE["flux"][3, :11])
+    with pytest.raises(DataError, match=r"star3\.fits: column 'flux' holds an array of 11 a row"):
+        open_table(str(tmp_path / "star*.fits")).read(["flux"])
+
+
+# ------------------------------------------------------------------------------------------ ROOT
+
+
+def test_root_jagged_branches_name_the_extraction(tmp_path: Path) -> None:
+    path = tmp_path / "nano.root"
+    jets = ak.Array([[30.0, 25.0], [], [99.0]])
+    with uproot.recreate(path) as file:
+        file["Events"] = {"Jet_pt": jets, "MET_pt": np.array([1.0, 2.0, 3.0])}
+        file["Runs"] = {"run": np.array([1])}
+    reader = open_table(f"{path}:Events")
+    assert reader.read(["MET_pt"])["MET_pt"].tolist() == [1, 2, 3]
+    assert "Jet_pt" in reader.columns()
+    with pytest.raises(
+        DataError, match=r"'Jet_pt' .* varying number of values in an entry.*fluvial collider extract"
+    ):
+        reader.read(["Jet_pt"])
+    with pytest.raises(DataError, match=r'found Events, Runs; name one, as in "nano\.root:Events"'):
+        open_table(path)
+    with pytest.raises(DataError, match="no tree 'Event'; did you mean 'Events'"):
+        open_table(f"{path}:Event")
+    path.write_text("not a tree")
+    with pytest.raises(DataError, match=r"nano\.root is not a ROOT file: it starts with b'not '"):
+        open_table(path)
+
+
+# ------------------------------------------------------------------------------- memory, and remote
+
+
+@pytest.mark.parametrize("kind", ["dict", "pandas", "polars", "arrow", "structured"])
+def test_a_table_in_memory_is_a_reader(kind: str) -> None:
+    scalars = {name: values for name, values in TABLE.items() if name != "flux"} | {
+        "code": np.array(["a"] * ROWS)
+    }
+    data = {
+        "dict": lambda: TABLE | {"code": ["a"] * ROWS},
+        "pandas": lambda: pd.DataFrame(scalars),
+        "polars": lambda: pl.DataFrame(scalars),
+        "arrow": lambda: pa.table(scalars),
+        "structured": lambda: pd.DataFrame(scalars).to_records(index=False),
+    }[kind]()
+    reader = memory_table(data)
+    assert reader.rows() == ROWS
+    assert reader.parts() == []
+    for name, values in joined_any(reader, ["kind", "mass", "z"], 300).items():
+        np.testing.assert_array_equal(values, TABLE[name])
+    with pytest.raises(DataError, match=r"the table in memory: column 'code' .* holds 'a' in row 0"):
+        reader.read(["code"])
+    if kind == "dict":
+        np.testing.assert_array_equal(reader.read(["flux[3]"])["flux[3]"], TABLE["flux"][:, 3])
+
+
+def joined_any(reader: Reader, names: list[str], rows: int) -> dict[str, np.ndarray]:
+    chunks = list(reader.chunks(names, rows))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}
+
+
+def test_memory_refuses() -> None:
+    with pytest.raises(DataError, match="one length; got x 3, y 2"):
+        memory_table({"x": np.zeros(3), "y": np.zeros(2)})
+    with pytest.raises(DataError, match=r"expected a mapping, a DataFrame, .* got list"):
+        memory_table([1, 2])
+
+
+def test_remote_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    save_parquet(tmp_path / "a.parquet", TABLE)
+    asked: list[object] = []
+
+    def download(repo: str, *, repo_type: str, allow_patterns: list[str] | None) -> str:
+        asked.append((repo, repo_type, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert open_table("hf://owner/grid").rows() == ROWS
+    assert open_table("hf://owner/grid/a.parquet").rows() == ROWS
+    assert open_table("hf://owner/grid/*.parquet").rows() == ROWS
+    patterns = [None, ["a.parquet"], ["*.parquet"]]
+    assert asked == [("owner/grid", "dataset", pattern) for pattern in patterns]
+    with pytest.raises(DataError, match="expected hf://owner/name"):
+        open_table("hf://owner")
+
+    def offline(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(
+        DataError, match=r"cannot be reached \(offline\?\).*hf download owner/grid --repo-type dataset"
+    ):
+        open_table("hf://owner/grid")
+
+    def unknown(*_: object, **__: object) -> str:
+        raise RepositoryNotFoundError("401 Client Error", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
+    with pytest.raises(DataError, match=r"has no such set, or it is not open to you \(401 Client Error\)"):
+        open_table("hf://owner/grid")
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "name"),
+    [("h5py", "hdf5", "t.h5"), ("astropy.io.fits", "fits", "t.fits"), ("uproot", "root", "t.root")],
+)
+def test_a_missing_library_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, extra: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'fluvial\[{extra}\]'"):
+        open_table(tmp_path / name)

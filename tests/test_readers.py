@@ -288,6 +288,24 @@ def test_write_refuses(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_few_values_are_written_as_a_dictionary(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    z = rng.choice(np.geomspace(1e-4, 0.03, 15), 50_000)
+    mass = rng.lognormal(3, 1, 50_000).astype(np.float32)
+    path = tmp_path / "grid.parquet"
+    write_table(path, {"Z": z, "mass": mass, "alpha": z > 0.01}, dictionary=["Z"])
+    reader = open_table(path)
+    np.testing.assert_array_equal(reader.levels("Z"), np.unique(z))
+    assert reader.levels("alpha") is None
+    for name, values in {"Z": z, "mass": mass}.items():
+        np.testing.assert_array_equal(reader.read([name])[name], values)
+    columns = {c.path_in_schema: c for c in map(pq.ParquetFile(path).metadata.row_group(0).column, range(3))}
+    assert columns["Z"].total_compressed_size < 50_000 * 4.2 / 8  # log2(15) = 3.9 bits a row
+    assert columns["mass"].total_compressed_size < 50_000 * 3.6  # its mantissa alone takes 2.9 bytes
+    with pytest.raises(DataError, match="dictionary: no column 'z'; did you mean 'Z'"):
+        write_table(path, {"Z": z}, dictionary=["z"])
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npy"])
 @pytest.mark.parametrize("where", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_earlier_file(

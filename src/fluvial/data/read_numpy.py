@@ -21,12 +21,13 @@ GALAH_LABELS = ("mass", "age", "l_bol", "dist", "t_eff", "log_g", "fe_h", "SNR")
 class ArraysReader(TableReader):
     """Named arrays side by side, ``[rows]`` or ``[rows, length]``: the fields of a file, sliced when asked for.
 
-    ``arrays`` are anything with shape, dtype and slices, such as memory maps. The number of rows is that of
-    most of them; the rest are no columns, and asking for one says so.
+    ``arrays`` are anything with shape, dtype and slices, such as memory maps, from ``files`` (left out: ``path``). The
+    number of rows is that of most of them; the rest are no columns, and asking for one says so.
     """
 
-    def __init__(self, path: Path, arrays: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, arrays: Mapping[str, Any], files: Sequence[Path] | None = None) -> None:
         self.path = path
+        self._files = [path] if files is None else files
         self._arrays = dict(arrays)
         self._rows = common_rows({name: tuple(a.shape) for name, a in self._arrays.items()}, path)
         self._fields = [
@@ -40,6 +41,10 @@ class ArraysReader(TableReader):
         if other is not None and other.shape[:1] != (self._rows,):
             raise DataError(odd_length(name, tuple(other.shape), self._rows, self.path))
         return super()._find(name)
+
+    def parts(self) -> list[Path]:
+        """See :class:`~fluvial.data.readers.Reader`."""
+        return list(self._files)
 
     def _blocks(self, names: list[str], rows: int, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         for row in range(start, stop, rows):
@@ -142,16 +147,7 @@ def open_side_by_side(folder: Path, files: Sequence[Path]) -> TableReader:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name}.npy {rows}" for name, rows in lengths.items())
         raise DataError(f"{folder}: expected arrays with the same number of rows; got {found}")
-    return _SideBySide(folder, fields, list(files))
-
-
-class _SideBySide(ArraysReader):
-    def __init__(self, path: Path, arrays: Mapping[str, Any], files: list[Path]) -> None:
-        super().__init__(path, arrays)
-        self._files = files
-
-    def parts(self) -> list[Path]:
-        return self._files
+    return ArraysReader(folder, fields, files)
 
 
 def is_plain(path: Path) -> bool:

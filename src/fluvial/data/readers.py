@@ -20,14 +20,16 @@ from typing import Any
 
 from fluvial.data.read_arrow import CsvReader, ParquetReader
 from fluvial.data.read_base import Reader
+from fluvial.data.read_fits import FitsReader
 from fluvial.data.read_hdf5 import Hdf5Reader
 from fluvial.data.read_many import ManyReader, PartitionReader, partition_values
 from fluvial.data.read_numpy import is_plain, open_npy, open_npz, open_side_by_side
 from fluvial.data.read_remote import REMOTE, fetch
-from fluvial.data.tables import as_table, write_table
+from fluvial.data.read_root import RootReader
+from fluvial.data.tables import as_table, memory_table, write_table
 from fluvial.errors import DataError, nearest
 
-__all__ = ["Reader", "as_table", "fingerprint", "open_table", "write_table"]
+__all__ = ["Reader", "as_table", "fingerprint", "memory_table", "open_table", "write_table"]
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -42,9 +44,13 @@ _FORMATS: dict[str, Callable[[Path], Reader]] = {
 _CONTAINERS: dict[str, Callable[[Path, str | None], Reader]] = {
     ".h5": Hdf5Reader,
     ".hdf5": Hdf5Reader,
+    ".fits": FitsReader,
+    ".fit": FitsReader,
+    ".fits.gz": FitsReader,
+    ".root": RootReader,
 }
 _KNOWN = (*_FORMATS, *_CONTAINERS)
-_SAME = {".pq": ".parquet", ".hdf5": ".h5"}
+_SAME = {".pq": ".parquet", ".hdf5": ".h5", ".fit": ".fits", ".fits.gz": ".fits"}
 _INSIDE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, _CONTAINERS))})):(.+)", re.IGNORECASE)
 
 

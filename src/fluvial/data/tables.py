@@ -13,6 +13,7 @@ import numpy as np
 
 from fluvial.data.read_arrow import arrow_to_numpy
 from fluvial.data.read_base import exact, is_number, not_numeric
+from fluvial.data.read_numpy import ArraysReader
 from fluvial.errors import DataError, nearest
 
 
@@ -38,6 +39,31 @@ def as_table(data: Any, names: Sequence[str], what: str = "the data") -> dict[st
     return {name: v if v.ndim == 1 else np.full(rows, v.item()) for name, v in columns.items()}
 
 
+def memory_table(data: Any, what: str = "the table in memory") -> ArraysReader:
+    """Return a reader of a table in memory, of any kind that :func:`as_table` takes by column names.
+
+    A column is ``[rows]``, or ``[rows, length]`` of an array column. Arrays of numpy keep their type and are not
+    copied. ``what`` names the table in messages. The reader has no files.
+
+    >>> memory_table({"Z": np.array([0.001, 0.02])}).columns()
+    {'Z': 'float64'}
+    """
+    known = column_names(data)
+    if known is None:
+        raise DataError(
+            f"{what}: expected a mapping, a DataFrame, an Arrow table or a structured array; got {type(data).__name__}"
+        )
+    columns = {}
+    for name, raw in _pick(data, known, what).items():
+        try:
+            numeric = isinstance(raw, np.ndarray) and raw.dtype.kind in "biuf"
+            columns[name] = raw if numeric else _to_float64(raw, name, what)
+        except DataError:
+            columns[name] = np.asarray(raw, dtype=object)  # text, say: refused when it is asked for
+    _common_length({name: len(values) if values.ndim else 1 for name, values in columns.items()}, what)
+    return ArraysReader(Path(what), columns, files=())
+
+
 def _common_length(lengths: Mapping[str, int], where: str) -> int:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -45,17 +71,25 @@ def _common_length(lengths: Mapping[str, int], where: str) -> int:
     return next(iter(lengths.values()), 1)
 
 
-def _pick(data: Any, names: list[str], what: str) -> dict[str, Any]:
-    """Return the raw named columns; what kind of table ``data`` is shows in what it offers."""
+def column_names(data: Any) -> list[str] | None:
+    """Return the names of the columns of a table in memory, ``None`` of what has none.
+
+    What kind of table it is shows in what it offers.
+    """
     if isinstance(data, Mapping):
-        known = list(data)
-    elif hasattr(data, "column_names"):  # a pyarrow Table, whose `columns` are arrays
-        known = list(data.column_names)
-    elif hasattr(data, "columns") and hasattr(data, "__getitem__"):  # a DataFrame
-        known = list(data.columns)
-    elif getattr(getattr(data, "dtype", None), "names", None):
-        known = list(data.dtype.names)
-    else:
+        return list(data)
+    if hasattr(data, "column_names"):  # a pyarrow Table, whose `columns` are arrays
+        return list(data.column_names)
+    if hasattr(data, "columns") and hasattr(data, "__getitem__"):  # a DataFrame
+        return list(data.columns)
+    names = getattr(getattr(data, "dtype", None), "names", None)
+    return list(names) if names else None
+
+
+def _pick(data: Any, names: list[str], what: str) -> dict[str, Any]:
+    """Return the raw named columns."""
+    known = column_names(data)
+    if known is None:
         return _pick_matrix(data, names, what)
     count = Counter(known)
     for name in names:
@@ -106,11 +140,17 @@ def _to_float64(value: Any, name: str, what: str) -> np.ndarray:
     raise DataError(not_numeric(array.reshape(-1).tolist(), name, what, str(array.dtype)))
 
 
-def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray]) -> None:
+def write_table(
+    path: str | os.PathLike[str], columns: Mapping[str, np.ndarray], *, dictionary: Sequence[str] = ()
+) -> None:
     """Write columns of one length to a Parquet, CSV or npy (structured array) file, by the suffix.
 
     The table is written beside its place, flushed to disk, and moved there in one step: no reader ever sees
-    half of it, and a failure leaves an earlier file as it was. Float types are kept.
+    half of it, and a failure leaves an earlier file as it was. Types are kept, and every bit of a float.
+
+    Parquet is compressed with Zstandard: a column with few distinct values as indices into a dictionary (a few
+    bits a row), other floats with the bytes of equal rank together (BYTE_STREAM_SPLIT). The columns named in
+    ``dictionary`` are declared as such, so that :meth:`fluvial.data.readers.Reader.levels` knows their values.
 
     Raises :class:`~fluvial.errors.DataError` where the suffix is unknown, the folder is missing, a column is
     not 1-D or neither numeric nor text, lengths differ, or the system refuses (a full disk).
@@ -123,10 +163,13 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray])
     if not path.parent.is_dir():
         raise DataError(f"{path}: the folder {path.parent} does not exist; make it first")
     arrays = _check_columns(columns, path)
+    for name in dictionary:
+        if name not in arrays:
+            raise DataError(f"{path}: dictionary: no column {name!r}{nearest(name, arrays)}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            writer(file, arrays)
+            writer(file, arrays, dictionary)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -150,21 +193,48 @@ def _check_columns(columns: Mapping[str, Any], path: Path) -> dict[str, np.ndarr
     return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
-def _write_parquet(file: IO[bytes], columns: dict[str, np.ndarray]) -> None:
+_LEVELS, _SAMPLE = 4096, 20_000
+
+
+def _write_parquet(file: IO[bytes], columns: dict[str, np.ndarray], dictionary: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(columns), file, write_page_checksum=True)
+    few: Any = [name for name, values in columns.items() if name in dictionary or _few_levels(values)]
+    split: Any = [
+        name
+        for name, values in columns.items()
+        if values.dtype in (np.float32, np.float64) and name not in few
+    ]
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    table = pa.table({n: a.dictionary_encode() if n in dictionary else a for n, a in arrays.items()})
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        use_dictionary=few,
+        use_byte_stream_split=split,
+        write_page_checksum=True,
+    )
 
 
-def _write_csv(file: IO[bytes], columns: dict[str, np.ndarray]) -> None:
+def _few_levels(values: np.ndarray) -> bool:
+    """Say whether a dictionary is likely to be small, by rows from all over the column.
+
+    Where that is wrong, Parquet itself gives the dictionary up once it has grown.
+    """
+    sample = values[:: max(1, values.size // _SAMPLE)]
+    return np.unique(sample).size <= min(_LEVELS, max(sample.size // 4, 1))
+
+
+def _write_csv(file: IO[bytes], columns: dict[str, np.ndarray], _: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.csv as csv
 
     csv.write_csv(pa.table(columns), file)
 
 
-def _write_npy(file: IO[bytes], columns: dict[str, np.ndarray]) -> None:
+def _write_npy(file: IO[bytes], columns: dict[str, np.ndarray], _: Sequence[str]) -> None:
     size = next(iter(columns.values())).size
     table = np.empty(size, dtype=[(name, array.dtype) for name, array in columns.items()])
     for name, array in columns.items():
