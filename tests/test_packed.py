@@ -89,6 +89,26 @@ def test_float32_would_not_have_served() -> None:
     assert np.unique(table["time"].astype(np.float32)).size < 3
 
 
+def test_atoms_are_kept_exactly(tmp_path: Path) -> None:
+    """The tenths of a continuous column that sit on 0.1 do so afterwards; without a word they would not."""
+    rng = np.random.default_rng(0)
+    table = {"x": np.where(rng.uniform(size=3000) < 0.1, 0.1, rng.normal(size=3000))}
+    for atoms, form in (([0.1], "float64"), ([0.5, -1.0], "float32"), ([], "float32")):
+        folder = tmp_path / str(len(atoms))
+        folder.mkdir()
+        packed = pack(folder, table, in_pieces(table), which, supports={}, atoms={"x": atoms})
+        assert packed.layout.forms == {"x": form}
+        assert (packed.table("train")["x"] == 0.1).any() == (form == "float64")
+
+
+def test_landmarks_are_what_a_sample_may_lack(tmp_path: Path) -> None:
+    table = columns()
+    packed = packed_in(tmp_path / "a", table)
+    np.testing.assert_array_equal(packed.landmarks("grid"), [0.0001, 0.0003, 0.02])
+    np.testing.assert_array_equal(packed.landmarks("many"), np.unique(table["many"]))
+    np.testing.assert_array_equal(packed.landmarks("double"), [table["double"].min(), table["double"].max()])
+
+
 def test_what_is_packed_does_not_hang_on_how_it_was_read(tmp_path: Path) -> None:
     table = columns()
     digests = {packed_in(tmp_path / str(n), table, n).about["sha256"] for n in (1, 700, 5000)}

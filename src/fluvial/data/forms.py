@@ -6,7 +6,7 @@ form     bytes for
 codes8   1     a column of at most 256 distinct values: integers, categories, grids; exact, through a table
 codes16  2     one of at most 65,536 distinct values, which half-precision numbers and short integers are too
 float32  4     every other column whose rounding to float32 is harmless
-float64  8     the rest, such as times with a large offset, or values that crowd at an end of their support
+float64  8     the rest: times with a large offset, values that crowd at an end of their support, atoms that need it
 ======== ===== ==================================================================================================
 
 Rounding a value :math:`v` to float32 is harmless where it moves it by at most :data:`TOLERANCE` of
@@ -21,7 +21,7 @@ that tolerance. The largest relative rounding of each column is on record; 0 say
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -83,8 +83,10 @@ class Layout:
 class ColumnForm:
     """The form of one column: as small as the rows seen so far allow."""
 
-    def __init__(self, name: str, support: Support) -> None:
+    def __init__(self, name: str, support: Support, atoms: Sequence[float] = ()) -> None:
         self.name, self.support = name, support
+        # A value that means something by itself must come back as it went in.
+        self._least: Form = "float32" if all(float(np.float32(a)) == a for a in atoms) else "float64"
         self.form: Form | None = None
         self.changed = False  # since rows were first written
         self.values = np.empty(0)  # the distinct values, in the order in which they came: code to value
@@ -99,7 +101,7 @@ class ColumnForm:
             self._add_values(values)
             if len(self.values) <= _MOST_CODES[self.form]:
                 return
-            self._widen("codes16" if len(self.values) <= _MOST_CODES["codes16"] else "float32")
+            self._widen("codes16" if len(self.values) <= _MOST_CODES["codes16"] else self._least)
         if self.form == "float32" and not self._harmless(values):
             self._widen("float64")
 
@@ -131,7 +133,7 @@ class ColumnForm:
         if tried and distinct <= _TRY_CODES["codes16"]:
             self.form = "codes8" if distinct <= _TRY_CODES["codes8"] else "codes16"
         else:
-            self.form = "float32"
+            self.form = self._least
 
     def _widen(self, form: Form) -> None:
         self.form, self.changed = form, True

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -73,6 +73,11 @@ class Packed:
         ]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
+    def landmarks(self, name: str) -> np.ndarray:
+        """Return values that a sample may lack: all that a coded column takes, else the ends of its range."""
+        coded = self.layout.codes.get(name)
+        return np.array(self.range(name)) if coded is None else np.sort(coded)
+
     def table(self, part: str) -> dict[str, np.ndarray]:
         """Return all rows of a part, float64, in the order of the source."""
         return self._columns(self._map(self.path(part), self.rows(part)))
@@ -129,6 +134,7 @@ def pack(
     which: Callable[[np.ndarray], np.ndarray],
     *,
     supports: Mapping[str, Support],
+    atoms: Mapping[str, Sequence[float]] | None = None,
     seed: int = 0,
     about: Callable[[], Mapping[str, Any]] = dict,
 ) -> Packed:
@@ -149,6 +155,8 @@ def pack(
         The part of each row number: 0 train, 1 validation, 2 test.
     supports
         By column; a column left out has the real line.
+    atoms
+        By column, values that must be kept exactly, such as the one that a failed measurement leaves.
     seed
         Decides the samples, together with the row numbers.
     about
@@ -159,7 +167,7 @@ def pack(
     OSError
         If the disk is full; and what ``pieces`` raises.
     """
-    columns = [ColumnForm(name, supports.get(name, Support())) for name in names]
+    columns = [ColumnForm(name, supports.get(name, Support()), (atoms or {}).get(name, ())) for name in names]
     writer = _Writer(folder, columns)
     with writer:
         _pass(columns, writer, pieces, which, seed)
