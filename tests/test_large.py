@@ -227,6 +227,21 @@ def test_a_source_that_changed(source: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not data_changed({"fingerprint": direct.facts["fingerprint"]}, direct)
 
 
+@pytest.mark.parametrize("held", ["in memory", "on disk", "as it is"])
+def test_a_run_is_gone_on_with_as_it_began(source: Path, monkeypatch: pytest.MonkeyPatch, held: str) -> None:
+    """Whatever memory there is by then: else the order of the batches would be another."""
+    if held == "as it is":
+        monkeypatch.setattr(workflow, "PACK_FROM", 10**9)
+    began = read(source, memory=SMALL if held == "on disk" else "auto")
+    assert began.facts.get("packed", {"held": "as it is"})["held"] == held
+    monkeypatch.setattr(workflow, "PACK_FROM", 0)
+    for memory in (SMALL, "auto"):
+        rows = read_rows(parse_study(study(memory=memory)), source, like=began.facts)
+        assert rows.facts == began.facts
+        assert (rows.packed is None) == (held != "on disk")
+        np.testing.assert_array_equal(rows.part("train")["x"], began.part("train")["x"])
+
+
 def test_a_source_that_changes_while_it_is_read(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = packing._chunks
 

@@ -46,7 +46,7 @@ def check_run(run: str | Path) -> list[CheckResult]:
     record = folder.record()
     study, _ = read_study(folder.path / STUDY)
     source = record["data"]["source"]
-    rows = read_rows(study, source)
+    rows = read_rows(study, source, like=record["data"])
     if data_changed(record["data"], rows):
         raise RunError(
             f"{source} has changed since {folder.path} was fitted (its SHA-256 differs), so its test rows are not "

@@ -31,6 +31,8 @@ SPLITS = ("train", "validation", "test")
 PACK_FROM = 2**28
 #: Bytes of memory that a fit in memory takes for each byte of its table, as float64.
 WORKING_SET = 4
+#: Where a record says that the rows were, while training read them.
+IN_MEMORY, ON_DISK = "in memory", "on disk"
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,16 @@ class Rows:
         ), logdet
 
 
-def read_rows(study: Study, source: Source) -> Rows:
+def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = None) -> Rows:
     """Read and validate the rows of a table that the study's filter keeps, and split them.
 
     ``source`` is the study's, as it is found from the working directory. A row falls to its split by its number
     in the source, so that a filter moves none.
 
     A table of 256 MiB or more (as float64) is packed first, once: see :mod:`fluvial.data.packed`. Where four
-    times the table is more than the study's ``memory``, its rows stay on disk.
+    times the table is more than the study's ``memory``, its rows stay on disk. ``like`` is what a run's record
+    says of its ``data``: the rows are then held as they were in that run, whatever memory there is now, so that
+    it can be gone on with, or checked, on the same ones.
 
     Raises
     ------
@@ -124,8 +128,10 @@ def read_rows(study: Study, source: Source) -> Rows:
         raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
     names = schema.target_names + schema.context_names + ([truth] if truth else [])
     size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
-    scalar = all(column.length is None for column in schema.columns)  # arrays are not packed
-    if scalar and (size >= PACK_FROM or size * WORKING_SET > budget):
+    large = size >= PACK_FROM or size * WORKING_SET > budget if like is None else "packed" in like
+    if large and all(column.length is None for column in schema.columns):  # arrays are not packed
+        if like is not None:
+            budget = 2**62 if like["packed"]["held"] == IN_MEMORY else 0
         return _large(study, schema, view, where, budget)
     raw, numbers = view.read(names)
     checking = Validation(
@@ -192,7 +198,7 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
         **packed.about["report"],
         "split": counts,
         "packed": {
-            "held": "in memory" if in_memory else "on disk",
+            "held": IN_MEMORY if in_memory else ON_DISK,
             "bytes_per_row": packed.layout.dtype.itemsize,
             "forms": packed.layout.forms,
             "largest_relative_rounding": max(c["rounding"] for c in packed.about["columns"]),
