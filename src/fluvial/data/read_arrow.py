@@ -14,7 +14,6 @@ import numpy as np
 from fluvial.data.read_base import Field, TableReader, inexact, not_numeric, wrong_length
 from fluvial.errors import DataError
 
-
 _BUFFER_BYTES = 2**17  # of each column
 
 

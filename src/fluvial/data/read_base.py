@@ -20,9 +20,7 @@ import numpy as np
 from fluvial.errors import DataError, nearest
 
 _EXACT = 2**53  # beyond this, float64 does not hold every integer
-_BLOCK_BYTES = (
-    2**25
-)  # of float64, in one block of a read: small beside a table, large beside the cost of a call
+_BLOCK_BYTES = 2**23  # of float64, in one block of a read: it stays in the cache
 _ELEMENT = re.compile(r"(.+)\[(\d+)\]")
 
 
