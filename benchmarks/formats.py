@@ -131,6 +131,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# Formats",
+            "<!-- Written by benchmarks/formats.py; do not edit. -->",
             f"A table of {len(order):,} rows: Mass_0, Mass_1, Z (15 values), alpha (4 values). Made by "
             "`benchmarks/formats.py`; what is compared is said at its top.",
             markdown_table(rows),

@@ -232,3 +232,26 @@ def test_a_view_refuses(source: Path) -> None:
     assert table["flux"].shape == (2, 5)
     assert numbers.tolist() == [1, 2]
     assert re.fullmatch("row 1", View(spectra).place(1))
+
+
+def test_any_words_give_columns_or_a_study_error() -> None:
+    """Random words of Python: nothing but a StudyError, and what parses is evaluated and written again alike."""
+    words = (
+        "m z `jets/pt` data[3] 3 1e5 + - * / ** < == != and or not in [1,2] ( ) log where , isfinite abs(m)"
+    )
+    words += " 'a' lambda : := # é ` % is None j 1j await"
+    rng = np.random.default_rng(0)
+    parsed = 0
+    for _ in range(4000):
+        text = " ".join(rng.choice(words.split(), rng.integers(1, 8)))
+        try:
+            expression = parse_expression(text)
+        except StudyError:
+            continue
+        expression.bounds()
+        if set(expression.columns) <= set(TABLE):
+            parsed += 1
+            found = expression(TABLE)
+            assert found.shape == (5,)
+            np.testing.assert_array_equal(substituted(expression, {})(TABLE), found)
+    assert parsed > 50

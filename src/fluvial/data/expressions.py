@@ -22,6 +22,7 @@ import math
 import operator
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -139,7 +140,9 @@ def parse_expression(text: str, what: str = "expression", kind: Kind | None = No
         raise StudyError(f"{what}: expected an expression over columns; found an empty text")
     plain = re.sub(r"`[^`]+`", lambda match: _STAND_IN * len(match[0]), text)
     try:
-        tree = _restored(ast.parse(plain, mode="eval").body, text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, about its own style: 1in [2], "\\ "
+            tree = _restored(ast.parse(plain, mode="eval").body, text)
         if sum(1 for _ in ast.walk(tree)) > _LARGEST:
             raise StudyError(f"{what}: the expression has more than {_LARGEST} parts; make it shorter")
         found = _Grammar(text, what).kind(tree)

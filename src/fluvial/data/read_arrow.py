@@ -14,6 +14,8 @@ import numpy as np
 from fluvial.data.read_base import Field, TableReader, inexact, not_numeric, wrong_length
 from fluvial.errors import DataError
 
+_BUFFER_BYTES = 2**17  # of each column
+
 
 class ParquetReader(TableReader):
     """A table in a Parquet file, read in pieces of its row groups.
@@ -39,7 +41,10 @@ class ParquetReader(TableReader):
     def _open(self) -> Any:
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(self.path, page_checksum_verification=True)
+        # Without these a whole row group, of all the columns asked for, is held at once.
+        return pq.ParquetFile(
+            self.path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER_BYTES
+        )
 
     def _blocks(self, names: list[str], rows: int, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         first, last = np.searchsorted(self._ends, [start, stop - 1], side="right")

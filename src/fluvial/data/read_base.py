@@ -20,9 +20,7 @@ import numpy as np
 from fluvial.errors import DataError, nearest
 
 _EXACT = 2**53  # beyond this, float64 does not hold every integer
-_BLOCK_BYTES = (
-    2**25
-)  # of float64, in one block of a read: small beside a table, large beside the cost of a call
+_BLOCK_BYTES = 2**23  # of float64, in one block of a read: it stays in the cache
 _ELEMENT = re.compile(r"(.+)\[(\d+)\]")
 
 
@@ -185,10 +183,10 @@ class TableReader(ABC):
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See :class:`Reader`."""
         names = list(dict.fromkeys(names))
-        width = sum(self._find(name)[0].length or 1 for name in names)
+        stored = {field.name: field.length or 1 for field, _ in map(self._find, names)}
         out: dict[str, np.ndarray] = {}
         row = 0
-        for chunk in self.chunks(names, max(1, _BLOCK_BYTES // (8 * max(width, 1)))):
+        for chunk in self.chunks(names, max(1, _BLOCK_BYTES // (8 * max(sum(stored.values()), 1)))):
             for name, values in chunk.items():
                 if name not in out:
                     out[name] = np.empty((self._rows, *values.shape[1:]), whole_dtype(values))

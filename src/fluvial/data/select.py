@@ -11,7 +11,7 @@ from fluvial.data.expressions import Expression, parse_expression, substituted
 from fluvial.data.read_base import Reader, exact, whole_dtype
 from fluvial.errors import DataError, StudyError
 
-_BLOCK_BYTES = 2**25  # of float64, in one block of a read
+_BLOCK_BYTES = 2**23  # of float64, in one block of a read
 
 
 def parse_derived(derive: Mapping[str, str]) -> dict[str, Expression]:
