@@ -21,6 +21,7 @@ import argparse
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -262,7 +263,8 @@ def measure(who: str, folder: Path, times: int, seconds: float) -> dict[str, Any
     ready = time.perf_counter() - began
     _forget_peak()
     rows = size = 0
-    began = time.perf_counter()
+    spent = 0.0
+    began, cpu = time.perf_counter(), _cpu_seconds()
     for batch in batches:
         size += len(batch) if isinstance(batch, memoryview) else ROW_BYTES * len(batch[0])
         rows += 0 if isinstance(batch, memoryview) else len(batch[0])
@@ -271,14 +273,23 @@ def measure(who: str, folder: Path, times: int, seconds: float) -> dict[str, Any
         if spent > seconds or (cold and path is not None and size >= 0.99 * path.stat().st_size):
             break
     batches.close()
+    del batches, loop  # workers end, and their time counts
     gc.collect()
+    cpu = _cpu_seconds() - cpu
     return {
         "who": who,
         "rows_per_second": rows / spent if rows else None,
         "bytes_per_second": size / spent,
+        "bytes_per_cpu_second": size / cpu,
         "memory_MiB": (_peak() - before) / 2**20,
         "ready_seconds": ready,
     }
+
+
+def _cpu_seconds() -> float:
+    """Return the time that processors have spent on this process and on those of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _drop(path: Path) -> None:
@@ -322,6 +333,8 @@ def rows_of(found: list[dict[str, Any]], work: str) -> list[dict[str, Any]]:
             out.append({**common, "op": "second fit", "value": one["again_seconds"], "unit": "s"})
             continue
         out.append({**common, "op": "read", "value": one["bytes_per_second"] / 1e6, "unit": "MB/s"})
+        per_cpu = one["bytes_per_cpu_second"] / 1e6
+        out.append({**common, "op": "read", "value": per_cpu, "unit": "MB per CPU second"})
         if one["rows_per_second"]:
             out.append({**common, "op": "batches", "value": one["rows_per_second"], "unit": "rows/s"})
     return out
@@ -333,7 +346,10 @@ def page(results: dict[str, list[dict[str, Any]]], where: str, command: str) -> 
 
 Batches of {BATCH:,} rows × {COLUMNS} columns of float32, in an order that is new in every epoch. A row is
 {ROW_BYTES} bytes. *Memory* is the peak above what the process held after its imports, the table included
-where it is in memory. One thread of torch; fluvial reads ahead with two more.
+where it is in memory. One thread of torch; fluvial reads ahead with two more. *Of reading* is the share of the rate
+at which this machine reads the same file from its beginning to its end (cold: the file was not in the system's
+cache). On a machine with other work to do, rates by the clock tell of that work too; bytes per second of processor
+time, of all threads and workers, tell less of it.
 
 Made by `{command}`.
 
@@ -364,14 +380,18 @@ def _line(one: dict[str, Any], rates: dict[str, dict[str, Any]]) -> dict[str, An
     peer = rates.get("row by row from HDF5, DataLoader")
     floor = rates.get(FLOORS[2] if one["who"].endswith("cold") else FLOORS[1])
     rate = one["rows_per_second"]
+
+    def share(key: str) -> str | None:
+        return f"{one[key] / floor[key]:.2f}" if floor else None
+
     return {
         "who": one["who"],
         "rows/s": f"{float(f'{rate:.3g}'):,.0f}" if rate else None,
-        "MB/s": round(one["bytes_per_second"] / 1e6),
-        "of reading in order": f"{one['bytes_per_second'] / floor['bytes_per_second']:.2f}"
-        if floor
-        else None,
-        "× row by row": round(rate / peer["rows_per_second"]) if rate and peer else None,
+        "× row by row": f"{rate / peer['rows_per_second']:,.0f}" if rate and peer else None,
+        "MB/s": f"{one['bytes_per_second'] / 1e6:,.3g}",
+        "of reading": share("bytes_per_second"),
+        "MB per CPU s": f"{one['bytes_per_cpu_second'] / 1e6:,.4g}",
+        "of reading, CPU": share("bytes_per_cpu_second"),
         "memory, MiB": round(one["memory_MiB"]),
     }
 
@@ -444,6 +464,11 @@ def main() -> None:
     if options.json:
         rows = [row for work, found in results.items() for row in rows_of(found, work)]
         write_json(options.json, rows, machine=host, versions=packages)
+
+
+def _public(argument: str) -> str:
+    """Return an argument without the folders of whoever ran the script."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 if __name__ == "__main__":

@@ -137,8 +137,8 @@ class Batches:
 
 
 #: Bytes read at once from the file, and bytes of the window in which rows are shuffled: a window holds some
-#: two thousand blocks from all over the file.
-BLOCK_BYTES, WINDOW_BYTES = 2**14, 2**25
+#: fifteen hundred blocks from all over the file.
+BLOCK_BYTES, WINDOW_BYTES = 2**14, 3 * 2**23
 #: Rows handed to ``prepare`` at once: enough that calls cost nothing, few enough to stay in the caches.
 PIECE_ROWS = 16_384
 #: Windows read ahead, each by a thread of its own.
