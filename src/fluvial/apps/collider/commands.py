@@ -1,0 +1,65 @@
+"""The verbs of ``fluvial collider``. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fluvial.apps.collider.extract import FileResult
+
+app = typer.Typer(
+    name="collider",
+    help="Jets and muons: NanoAOD in, NanoAOD out.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _collider() -> None:
+    """Jets and muons: NanoAOD in, NanoAOD out."""
+
+
+@app.command()
+def extract(
+    files: Annotated[list[str], typer.Argument(help="NanoAOD files.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet table to write.")],
+    object_name: Annotated[str, typer.Option("--object", help="What to pair: jet or muon.")] = "jet",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there.")] = False,
+) -> None:
+    """Write matched pairs of generator-level and reconstructed objects. The same command takes up where it stopped."""
+    from fluvial.apps.collider.extract import extract
+
+    done = 0
+
+    def show(result: FileResult) -> None:
+        nonlocal done
+        done += 1
+        sys.stderr.write(f"{done}/{len(files)}  {_line(result, object_name)}\n")
+
+    result = extract(files, object_name, out, overwrite=overwrite, on_file=show)
+    used = next(f for f in result.files if f.status != "failed")
+    if used.missing:
+        sys.stderr.write(f"left out, not in this production: {', '.join(used.missing)}\n")
+    sys.stdout.write(f"{result.pairs:,} pairs of {len(result.files) - len(result.failed)} files in {out}\n")
+    if result.failed:
+        sys.stdout.write(
+            f"{len(result.failed)} of {len(result.files)} files could not be used (see above). Mend them and run the "
+            "same command with --overwrite: the others will not be read again.\n"
+        )
+        raise typer.Exit(1)
+
+
+def _line(result: FileResult, object_name: str) -> str:
+    if result.status == "failed":
+        return f"failed: {result.problem}"
+    more = f", {result.unusable:,} unusable" if result.unusable else ""
+    kept = ", done before" if result.status == "kept" else ""
+    return (
+        f"{result.path}: {result.pairs:,} pairs of {result.objects:,} {object_name}s in {result.events:,} "
+        f"events{more}{kept}"
+    )
