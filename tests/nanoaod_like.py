@@ -18,27 +18,11 @@ _V15 = (
     "nConstituents puIdDisc"
 )
 JET_BRANCHES = {"v9": _V9.split(), "v15": _V15.split()}
-MUON_BRANCHES = [
-    "dxy",
-    "dxyErr",
-    "dz",
-    "dzErr",
-    "ip3d",
-    "isGlobal",
-    "isPFcand",
-    "isTracker",
-    "jetPtRelv2",
-    "jetRelIso",
-    "mediumId",
-    "pfRelIso03_all",
-    "pfRelIso03_chg",
-    "pfRelIso04_all",
-    "ptErr",
-    "sip3d",
-    "softId",
-    "softMva",
-    "softMvaId",
-]
+_MUON = (
+    "dxy dxyErr dz dzErr ip3d isGlobal isPFcand isTracker jetPtRelv2 jetRelIso mediumId pfRelIso03_all "
+    "pfRelIso03_chg pfRelIso04_all ptErr sip3d softId softMva softMvaId"
+)
+MUON_BRANCHES = _MUON.split()
 _INTEGER = {"nConstituents", "puId", "jetId", "genJetIdx", "genPartIdx", "pdgId", "statusFlags", "status"}
 _INTEGER |= {"partonFlavour", "hadronFlavour"}
 _FLAG = {"isGlobal", "isPFcand", "isTracker", "mediumId", "softId", "softMvaId"}

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from fluvial.apps.collider.extract import FileResult
+    from fluvial.apps.collider.generate import Generated
 
 app = typer.Typer(
     name="collider",
@@ -52,6 +53,59 @@ def extract(
             "same command with --overwrite: the others will not be read again.\n"
         )
         raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    files: Annotated[
+        list[str], typer.Argument(help="NanoAOD files with a generator level.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="ROOT file to write; of many files, a folder.")],
+    jets: Annotated[Path | None, typer.Option(help="A run folder: the density of jets.")] = None,
+    muons: Annotated[Path | None, typer.Option(help="A run folder: the density of muons.")] = None,
+    oversample: Annotated[int, typer.Option(min=1, help="Copies of every event, objects drawn anew.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same objects.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw anew what is there.")] = False,
+) -> None:
+    """Draw reconstructed jets and muons for generator-level events; write NanoAOD."""
+    from fluvial.apps.collider.generate import generate
+    from fluvial.workflow import load
+
+    done = 0
+
+    def show(result: Generated) -> None:
+        nonlocal done
+        done += 1
+        sys.stderr.write(f"{done}/{len(files)}  {_drawn_line(result)}\n")
+
+    results = generate(
+        files,
+        out,
+        jets=load(jets) if jets is not None else None,
+        muons=load(muons) if muons is not None else None,
+        oversample=oversample,
+        seed=seed,
+        overwrite=overwrite,
+        on_file=show,
+    )
+    written = [r for r in results if r.status == "written"]
+    objects, seconds = sum(r.objects for r in written), sum(r.seconds for r in written)
+    rate = f", {objects / seconds:,.0f} a second" if seconds and objects else ""
+    sys.stdout.write(f"{objects:,} objects{rate} in {out}\n")
+    if failed := sum(r.status == "failed" for r in results):
+        sys.stdout.write(f"{failed} of {len(files)} files could not be used (see above).\n")
+        raise typer.Exit(1)
+
+
+def _drawn_line(result: Generated) -> str:
+    if result.status == "failed":
+        return f"failed: {result.problem}"
+    if result.status == "kept":
+        return f"{result.path}: {result.out} is there"
+    return (
+        f"{result.path}: {result.objects:,} objects of {result.events:,} events; read {result.read_seconds:.1f} s, "
+        f"drawn {result.draw_seconds:.1f} s, written {result.write_seconds:.1f} s"
+    )
 
 
 def _line(result: FileResult, object_name: str) -> str:
