@@ -50,9 +50,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], d
     return folder, events, densities
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::fluvial.density.ExtrapolationWarning")
-
-
 def read(path: Path) -> Any:
     with uproot.open(path) as file:
         return file["Events"].arrays()
@@ -136,8 +133,9 @@ def test_draws_do_not_hang_on_how_a_file_is_read(
     folder, _, densities = made
     monkeypatch.setattr(generate_module, "BLOCK", 64)
     outs = []
-    for name, events, seed in (("a", 128, 0), ("b", 320, 0), ("c", 128, 1)):
+    for name, events, read_events, seed in (("a", 128, 320, 0), ("b", 320, 192, 0), ("c", 128, 1024, 1)):
         monkeypatch.setattr(generate_module, "_PIECE", events)
+        monkeypatch.setattr(generate_module, "_READ", read_events)
         generate([folder / "gen.root"], tmp_path / f"{name}.root", **densities, seed=seed)
         outs.append(read(tmp_path / f"{name}.root"))
     a, b, c = outs
@@ -169,6 +167,25 @@ def test_many_files_and_resuming(made: tuple[Path, list[Event], dict[str, Densit
         "written",
         "kept",
     ]
+
+
+def test_contexts_beyond_the_training_range_are_counted(
+    made: tuple[Path, list[Event], dict[str, Density]], tmp_path: Path
+) -> None:
+    _, _, densities = made
+    events = make_events(50, seed=8)
+    hard = [jet for event in events for jet in event["GenJet"]][::10]
+    for jet in hard:
+        jet["pt"] = 5000.0
+    write_events(tmp_path / "gen.root", events)
+    (result,) = generate([tmp_path / "gen.root"], tmp_path / "a.root", jets=densities["jets"])
+    assert result.outside["GenJet_pt"] == len(hard) > 5
+    beyond_eta = result.outside.get("GenJet_eta", 0)
+    low, high = densities["jets"].context_range["GenJet_eta"]
+    assert beyond_eta == sum(not low <= np.float32(j["eta"]) <= high for e in events for j in e["GenJet"])
+    write_events(tmp_path / "gen.root", [])
+    (result,) = generate([tmp_path / "gen.root"], tmp_path / "b.root", jets=densities["jets"])
+    assert result.outside == {}
 
 
 def test_context_names_are_those_of_extraction() -> None:

@@ -102,9 +102,13 @@ def _drawn_line(result: Generated) -> str:
         return f"failed: {result.problem}"
     if result.status == "kept":
         return f"{result.path}: {result.out} is there"
+    beyond = "".join(
+        f"\n    {name}: {number:,} generator-level objects beyond what the density has been trained on, a guess there"
+        for name, number in sorted(result.outside.items())
+    )
     return (
         f"{result.path}: {result.objects:,} objects of {result.events:,} events; read {result.read_seconds:.1f} s, "
-        f"drawn {result.draw_seconds:.1f} s, written {result.write_seconds:.1f} s"
+        f"drawn {result.draw_seconds:.1f} s, written {result.write_seconds:.1f} s{beyond}"
     )
 
 

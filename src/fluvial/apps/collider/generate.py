@@ -14,15 +14,17 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fluvial.apps.collider.names import JET, MUON, Object
+from fluvial.apps.collider.names import JET, MUON, OBJECTS, Object
 from fluvial.apps.collider.nanoaod import EXTRA, EventFile, Piece, Whole, open_events
 from fluvial.apps.collider.pairs import EVENT, Columns, branches_of_context, context_columns
 from fluvial.errors import DataError, nearest
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 BLOCK = 1024
 """Events, counted from the first of a file, whose objects are drawn with random numbers of their own."""
 
-_PIECE = 8 * BLOCK  # events in memory at once, all folds together, but never less than one block
+_READ = 16 * BLOCK  # events read at once: less would unpack the same baskets again and again
+_PIECE = 8 * BLOCK  # events drawn and written at once, all folds together, but never less than one block
 _COPIED = ("GenJet_", "GenPart_", "Pileup_", "Generator_")
 _FLAGS = frozenset(
     f"Muon_{name}" for name in ("isGlobal", "isPFcand", "isTracker", "mediumId", "softId", "softMvaId")
@@ -43,7 +46,11 @@ _FLAGS = frozenset(
 
 @dataclass(frozen=True)
 class Generated:
-    """What became of one file: ``events`` read, ``objects`` written, and where the seconds went."""
+    """What became of one file: ``events`` read, ``objects`` written, and where the seconds went.
+
+    ``outside`` counts, for each context column, the generator-level objects beyond what the density has been trained
+    on: there its draws are a guess.
+    """
 
     path: str
     out: str
@@ -53,6 +60,7 @@ class Generated:
     read_seconds: float = 0.0
     draw_seconds: float = 0.0
     write_seconds: float = 0.0
+    outside: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
 
     @property
@@ -173,26 +181,26 @@ def _one_file(
     temporary = target.with_name(f".{target.stem}-{os.getpid()}.tmp.root")
     events = objects = 0
     seconds = [0.0, 0.0, 0.0]
+    outside: Counter[str] = Counter()
     try:
         with open_events(path) as source, uproot.recreate(temporary) as file:
             clock = _Clock(seconds)
             tree = None
-            for piece in source.read(
-                _branches(source, densities), step=max(_PIECE // folds // BLOCK, 1) * BLOCK
-            ):
+            for read in source.read(_branches(source, densities), step=_READ):
                 clock.lap(0)
-                made = {}
-                for wanted, density in densities:
-                    made[wanted.collection] = _reconstruct(piece, wanted, density, folds, seed)
-                clock.lap(1)
-                table = _events(piece, made, folds)
-                if tree is None:
-                    tree = file.mktree("Events", {name: _type(values) for name, values in table.items()})
-                if piece.events:
-                    tree.extend(table)
-                events += piece.events
-                objects += sum(int(counts.sum()) for _, counts in made.values())
-                clock.lap(2)
+                for piece in read.parts(max(_PIECE // folds // BLOCK, 1) * BLOCK):
+                    made = {
+                        w.collection: _reconstruct(piece, w, d, folds, seed, outside) for w, d in densities
+                    }
+                    clock.lap(1)
+                    table = _events(piece, made, folds)
+                    if tree is None:
+                        tree = file.mktree("Events", {name: _type(values) for name, values in table.items()})
+                    if piece.events:
+                        tree.extend(table)
+                    events += piece.events
+                    objects += sum(int(counts.sum()) for _, counts in made.values())
+                    clock.lap(2)
         os.replace(temporary, target)
     except OSError as error:
         return Generated(path, str(target), "failed", problem=f"could not write {str(target)!r}: {error}")
@@ -201,7 +209,7 @@ def _one_file(
     finally:
         temporary.unlink(missing_ok=True)
     read, draw, write = seconds
-    return Generated(path, str(target), "written", events, objects, read, draw, write)
+    return Generated(path, str(target), "written", events, objects, read, draw, write, dict(outside))
 
 
 class _Clock:
@@ -224,19 +232,27 @@ def _branches(source: EventFile, densities: list[tuple[Object, Density]]) -> lis
 
 
 def _reconstruct(
-    piece: Piece, wanted: Object, density: Density, folds: int, seed: int
+    piece: Piece, wanted: Object, density: Density, folds: int, seed: int, outside: Counter[str]
 ) -> tuple[Columns, Whole]:
-    """Return the drawn objects, by event, fold and falling pt, and how many each (event, fold) has."""
+    """Return the drawn objects, by event, fold and falling pt, and how many each (event, fold) has.
+
+    Contexts beyond the training range are counted in ``outside``.
+    """
     generated = np.arange(piece.counts[wanted.generated].sum())
     if wanted is MUON:
         stable = (np.abs(piece.values["GenPart_pdgId"]) == 13) & (piece.values["GenPart_status"] == 1)
         generated = np.flatnonzero(stable)
     event = piece.event_of(wanted.generated)[generated]
+    from fluvial.density import ExtrapolationWarning
+
     context = context_columns(piece, wanted, event, generated)
     drawn = {name: np.empty((len(event), folds)) for name in density.schema.target_names}
     for rows, block_seed in _blocks(piece, event, wanted, seed):
         given = {name: context[name][rows] for name in density.schema.context_names}
-        draws = density.given(given).sample(folds, seed=block_seed)
+        _count_outside(given, density, outside)
+        with warnings.catch_warnings():  # counted above: once a file, not once a block
+            warnings.simplefilter("ignore", ExtrapolationWarning)
+            draws = density.given(given).sample(folds, seed=block_seed)
         for name, values in drawn.items():
             values[rows] = draws[name]
     index = generated - piece.offsets(wanted.generated)[event]
@@ -249,13 +265,22 @@ def _reconstruct(
     return {name: np.broadcast_to(v, rank.shape).ravel()[order] for name, v in values.items()}, counts
 
 
+def _count_outside(given: Columns, density: Density, outside: Counter[str]) -> None:
+    for name, (low, high) in density.context_range.items():
+        slack = 1e-6 * (high - low)  # as the density itself has it
+        if number := int(((given[name] < low - slack) | (given[name] > high + slack)).sum()):
+            outside[name] += number
+
+
 def _blocks(piece: Piece, event: Whole, wanted: Object, seed: int) -> Iterator[tuple[slice, int]]:
     """Yield the rows of each ``BLOCK`` of events, with its seed; a piece begins with a block."""
     edges = np.searchsorted(event, np.arange(0, piece.events + BLOCK, BLOCK))
     for block, (start, stop) in enumerate(itertools.pairwise(edges.tolist())):
         if stop > start:
             name = [int(piece.values[n][block * BLOCK]) for n in EVENT]
-            state = np.random.SeedSequence([seed, *name, len(wanted.name)]).generate_state(1, np.uint64)
+            state = np.random.SeedSequence([seed, *name, list(OBJECTS).index(wanted.name)]).generate_state(
+                1, np.uint64
+            )
             yield slice(start, stop), int(state[0] >> 1)
 
 

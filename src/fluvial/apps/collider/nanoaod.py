@@ -43,6 +43,21 @@ class Piece:
         counts = self.counts[collection]
         return np.cumsum(counts) - counts
 
+    def parts(self, events: int) -> Iterator[Piece]:
+        """Yield the same in pieces of at most ``events`` events; one piece if there are none."""
+        if self.events <= events:
+            yield self
+            return
+        edges = {name: np.append(0, np.cumsum(counts)) for name, counts in self.counts.items()}
+        for start in range(0, self.events, events):
+            stop = min(start + events, self.events)
+            counts = {name: number[start:stop] for name, number in self.counts.items()}
+            values = {}
+            for name, flat in self.values.items():
+                edge = edges.get(name.partition("_")[0])
+                values[name] = flat[start:stop] if edge is None else flat[edge[start] : edge[stop]]
+            yield Piece(self.start + start, stop - start, values, counts)
+
 
 class EventFile:
     """An open NanoAOD file. Made by :func:`open_events`."""
