@@ -86,7 +86,7 @@ def test_an_unknown_key_names_the_nearest(changes: dict[str, Any], message: str)
         ({"data": 3}, r"\[data\]: expected a table of keys; found 3"),
         ({"flow": 3}, r"\[flow\]: expected a table of keys; found 3"),
         ({"columns": {"x": 3}}, r"\[columns.x\]: expected a table of keys; found 3"),
-        ({"data": {"source": 3}}, r"\[data\] source: input should be a valid string; found 3"),
+        ({"data": {"source": 3}}, r"\[data\] source: expected a path or a list of paths; found 3"),
         ({"data": {"targets": "x"}}, r"\[data\] targets: input should be a valid list; found 'x'"),
         ({"data": {"targets": []}}, r"\[data\] targets: list should have at least 1 item"),
         ({"data": {"context": ["x"]}}, r"\[data\]: every column once.* found twice: x"),
