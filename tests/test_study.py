@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fluvial.errors import StudyError
-from fluvial.flows import ARCHITECTURES
+from fluvial.flows import ARCHITECTURES, build_flow
 from fluvial.study import Study, parse_study, read_study
 
 BASE: dict[str, Any] = {"data": {"source": "a.parquet", "targets": ["x", "y"], "context": ["c"]}}
@@ -46,7 +46,7 @@ def test_defaults() -> None:
 def test_flow_options_are_those_of_the_architecture(architecture: str) -> None:
     options = study(flow={"architecture": architecture, "width": 17}).flow_options
     assert options["width"] == 17
-    ARCHITECTURES[architecture](2, 1, **options)
+    build_flow(architecture, targets=2, context=1, **options)
     assert "architecture" not in options
 
 
