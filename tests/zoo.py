@@ -18,6 +18,7 @@ from fluvial.core import (
     ActNorm,
     Affine,
     Arctan,
+    ArctanLogit,
     Asinh,
     BatchNorm,
     Bijection,
@@ -27,6 +28,7 @@ from fluvial.core import (
     Inverse,
     Log,
     Logit,
+    MonotoneSpline,
     Permutation,
     RationalQuadraticSpline,
     Softplus,
@@ -77,6 +79,12 @@ BIJECTIONS: dict[str, Entry] = {
     "logit on (-2, 5)": Entry(lambda dim: Logit(-2, 5), domain=(-2, 5)),
     "asinh": Entry(lambda dim: Asinh(0.3)),
     "arctan": Entry(lambda dim: Arctan(2.0), image=(-math.pi / 2, math.pi / 2)),
+    "arctan, logit": Entry(lambda dim: ArctanLogit(2.0)),
+    "monotone spline": Entry(
+        lambda dim: MonotoneSpline(
+            torch.tensor([-3.0, -1.0, 0.0, 0.1, 2.5]), torch.tensor([-2.0, -1.5, 0.0, 1.0, 2.0])
+        )
+    ),
     "columnwise": Entry(_columnwise, domain=(-1, INF)),
     "inverse of asinh": Entry(lambda dim: Inverse(Asinh(1.0)), domain=(-50, 50)),
     "permutation": Entry(lambda dim: Permutation([*range(1, dim), 0])),

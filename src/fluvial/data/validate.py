@@ -50,9 +50,10 @@ def validate(
     """Return the schema's columns of a table with sound rows only, and a report of what was dropped.
 
     A value is *missing* where it is NaN or infinite, and *outside* where it is finite but not in the column's
-    support, an open interval. Either raises, or drops the row. ``table`` maps names to arrays ``[rows]``;
-    ``where`` names it in messages (the file). The result is float64, ``[rows_kept]``, in the order of the
-    schema; where nothing is dropped, float64 columns are not copied.
+    support, an open interval, nor on one of its atoms or whole numbers. Either raises, or drops the row. ``table`` maps
+    names to arrays ``[rows]``; ``where`` names it in messages (the file). The result is float64, ``[rows_kept]``, in
+    the order of the schema and :meth:`canonical <fluvial.data.schema.Column.canonical>` (saturated values are on their
+    atom, angles within one turn); where nothing is changed or dropped, float64 columns are not copied.
 
     Raises one :class:`~fluvial.errors.DataError` that lists every fault: missing or outside values that are
     not to be dropped, columns that are constant over the sound rows, no rows left. Columns that are absent or
@@ -77,7 +78,7 @@ def validate(
         finite = np.isfinite(values)
         for reason, handling, bad in (
             ("missing", missing, ~finite),
-            ("outside", outside, finite & ~column.support.contains(values)),
+            ("outside", outside, finite & ~column.contains(values)),
         ):
             count = int(np.count_nonzero(bad))
             if count == 0:
@@ -106,7 +107,7 @@ def _columns(table: Mapping[str, np.ndarray], schema: Schema, where: str) -> dic
     absent = [f"no column {name!r}{nearest(name, table)}" for name in names if name not in table]
     if absent:
         raise DataError(f"{where}: " + "; ".join(absent))
-    columns = {name: np.asarray(table[name], dtype=np.float64) for name in names}
+    columns = {c.name: c.canonical(np.asarray(table[c.name], dtype=np.float64)) for c in schema.columns}
     if len({values.shape for values in columns.values()}) > 1 or any(v.ndim != 1 for v in columns.values()):
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in columns.items())
         raise DataError(f"{where}: expected 1-D columns of one length; got {shapes}")
@@ -117,6 +118,8 @@ def _sound(values: np.ndarray, column: Column) -> bool:
     """Say whether all values are finite and in the support, by their extremes, which one NaN makes NaN."""
     if values.size == 0:
         return True
+    if not column.plain:
+        return bool(column.contains(values).all())
     extremes = np.array([values.min(), values.max()])
     return bool((np.isfinite(extremes) & column.support.contains(extremes)).all())
 
@@ -131,6 +134,12 @@ def _missing(column: Column, values: np.ndarray, bad: np.ndarray, count: int) ->
 
 def _outside(column: Column, values: np.ndarray, bad: np.ndarray, count: int) -> str:
     support, row = column.support, int(bad.argmax())
+    if not column.plain:
+        return (
+            f"{column.name}: {count} values are not among {column.describe_support()}, the first in row {row}: "
+            f"{values[row]:g}; mend the data, or what [columns.{column.name}] says of them, or set "
+            '`outside = "drop"` under [data] to drop those rows'
+        )
     ends = " (the ends are not part of it)" if values[row] in (support.lower, support.upper) else ""
     return (
         f"{column.name}: {count} values lie outside the support {support}{ends}, the first in row {row}: "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial.data.discrete import resolve
 from fluvial.data.readers import Reader, fingerprint, open_table
 from fluvial.data.schema import Schema
 from fluvial.data.stream import Split, split_rows
@@ -60,6 +61,7 @@ def read_rows(study: Study, source: Path) -> Rows:
     raw = reader.read(names)
     table, kept = validate(raw, schema, where=where, missing=study.data.missing, outside=study.data.outside)
     rows = _sound_rows(raw, schema) if kept.rows_kept < kept.rows_read else np.arange(kept.rows_read)
+    schema, notes = resolve(schema, table, where=where)
     known_truth = None if truth is None else _read_truth(reader, truth, rows)
     split = _split(study, kept.rows_read, rows, where)
     _check_varies(table, schema, split.train, where)
@@ -67,13 +69,14 @@ def read_rows(study: Study, source: Path) -> Rows:
         "fingerprint": fingerprint(source),
         **kept.to_json(),
         "split": {name: len(getattr(split, name)) for name in SPLITS},
+        "notes": notes,
     }
     return Rows(schema, table, known_truth, split, facts)
 
 
 def _sound_rows(raw: Mapping[str, np.ndarray], schema: Schema) -> np.ndarray:
     """Return the numbers of the rows that :func:`fluvial.data.validate.validate` keeps."""
-    sound = [c.support.contains(raw[c.name]) & np.isfinite(raw[c.name]) for c in schema.columns]
+    sound = [c.contains(raw[c.name]) for c in schema.columns]
     return np.flatnonzero(np.logical_and.reduce(sound))
 
 
