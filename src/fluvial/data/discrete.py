@@ -85,7 +85,8 @@ def _mixed(column: Column, values: np.ndarray, where: str, notes: list[str]) -> 
     upper = _bound(column, most, least, 1) if math.isinf(column.support.upper) else column.support.upper
     found = Support(lower, upper)
     shares = (
-        f"{np.mean(level == k):.3%} of the rows on the atom {atom:g}" for k, atom in enumerate(column.atoms)
+        f"{100 * np.mean(level == k):.3g} % of the rows on the atom {atom:g}"
+        for k, atom in enumerate(column.atoms)
     )
     bounds = f", the rest in {found}" if found != column.support else ""
     notes.append(f"{column.name}: {', '.join(shares)}{bounds}")

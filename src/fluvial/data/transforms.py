@@ -180,10 +180,11 @@ def choose_transform(column: Column) -> str:
 
 
 def choose_for_rows(column: Column, values: np.ndarray) -> tuple[str, str]:
-    r"""Return the transform of a column given its rows, and why; the reason is empty where a study declares it.
+    r"""Return the transform of a column given its rows, and why.
 
+    The reason is empty where a study declares the transform, and where nothing asks for more than to standardise.
     Without a bound, heavy tails decide: with quantiles q, :math:`(q_{0.999} - q_{0.001}) / 2 (q_{0.75} - q_{0.25})` is
-    2.3 for a normal and 0.5 for a uniform distribution; from 8 on ``asinh`` draws the tails in.
+    2.3 for a normal and 1 for a uniform distribution; from 8 on ``asinh`` draws the tails in.
 
     >>> t = np.random.default_rng(0).standard_t(1.5, 10_000)
     >>> choose_for_rows(Column("pull", "target"), t)[0]
@@ -193,12 +194,12 @@ def choose_for_rows(column: Column, values: np.ndarray) -> tuple[str, str]:
     if column.transform is not None:
         return name, ""
     if name != "standardise":
-        return name, f"its support is {column.support}"
+        return name, f"support {column.support}"
     low, first, third, high = np.quantile(values, [0.001, 0.25, 0.75, 0.999])
     reach = 0.5 * (high - low) / (third - first) if third > first else math.inf
     if len(values) >= 1000 and HEAVY_TAIL <= reach < math.inf:
         return "asinh", f"its tails reach {reach:.3g} times the distance of its quartiles"
-    return name, "no bound, no heavy tail"
+    return name, ""
 
 
 class ColumnTransforms:
@@ -213,7 +214,7 @@ class ColumnTransforms:
     layout : Layout
         What the coded numbers and levels are.
     reasons : dict
-        By column, why a transform was chosen that the study left open; after :meth:`fit` only.
+        By column, why a transform was chosen that the study left open, if there is a reason; after :meth:`fit` only.
     """
 
     def __init__(
