@@ -211,7 +211,7 @@ class ColumnSection(_Section):
                 raise ValueError(
                     f"support: expected the first and the last whole number; found {list(self.support)}"
                 )
-            values = [float(v) for v in range(math.ceil(low), math.floor(high) + 1)][: MOST_VALUES + 1]
+            values = [float(v) for v in range(math.ceil(low), math.floor(high) + 1)[: MOST_VALUES + 1]]
         if any(v != round(v) for v in values if math.isfinite(v)) or not all(map(math.isfinite, values)):
             raise ValueError(f"values: expected whole numbers; found {values}")
         if len(values) > MOST_VALUES or len(values) == 1:

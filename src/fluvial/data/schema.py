@@ -142,7 +142,7 @@ class Column:
                 return values
             with np.errstate(invalid="ignore"):
                 turned = low + np.mod(values - low, high - low)
-            return np.where(inside, values, np.where(turned < high, turned, low))
+            return np.where(inside, values, np.where(turned >= high, low, turned))
         values = np.where(
             np.isfinite(values), np.clip(values, self.saturate.lower, self.saturate.upper), values
         )
