@@ -177,10 +177,9 @@ def _step(
 ) -> tuple[float, bool]:
     """Take one step down the flow's loss, unless loss or gradient are not finite; return the loss and whether so."""
     optimizer.zero_grad(set_to_none=True)
-    loss = flow.loss(x, context, generator=generator)
-    loss.backward()
+    loss = flow.backward(x, context, generator=generator)
     norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), clip)
-    value = float(loss.detach())
+    value = float(loss)
     if not (math.isfinite(value) and math.isfinite(float(norm))):
         return value, False
     optimizer.step()
