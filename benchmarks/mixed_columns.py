@@ -341,7 +341,8 @@ def page(options: argparse.Namespace, outcomes: list[Outcome], rows: list[dict[s
         for row, *pair in zip(declared.levels, *(o.levels for o in outcomes), strict=True)
     ]
     text = (__doc__ or "").split("\n\n", 1)[1].replace(" ``--quick`` takes about a minute.", "").strip()
-    command = f"python benchmarks/mixed_columns.py{' --quick' if options.quick else ''}"
+    work = "--quick" if options.quick else f"--rows {options.rows} --epochs {options.epochs}"
+    command = f"python benchmarks/mixed_columns.py {work}"
     return "\n".join(
         [
             "# Atoms and integers: declared against smeared",
@@ -371,7 +372,7 @@ def page(options: argparse.Namespace, outcomes: list[Outcome], rows: list[dict[s
             "",
             where,
             "",
-            f"Made with `{command} --rows {options.rows} --epochs {options.epochs}`.",
+            f"Made with `{command}`.",
             "",
         ]
     )
@@ -381,7 +382,7 @@ def main() -> None:
     """Read the options, compare, write what was asked for, and print the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", type=int, default=100_000, help="rows to simulate (default: 100,000)")
-    parser.add_argument("--epochs", type=int, default=40, help="of each fit (default: 40)")
+    parser.add_argument("--epochs", type=int, default=15, help="of each fit (default: 15)")
     parser.add_argument(
         "--contexts", type=int, default=5000, help="test contexts to draw at (default: 5,000)"
     )

@@ -12,10 +12,11 @@ import pytest
 
 import fluvial
 from fluvial.check import level_probabilities, outside_support
+from fluvial.data.choice import choose_for_rows
 from fluvial.data.discrete import hints, resolve
 from fluvial.data.readers import write_table
 from fluvial.data.schema import Column, Schema, Support
-from fluvial.data.transforms import ColumnTransforms, choose_for_rows, layout_of
+from fluvial.data.transforms import ColumnTransforms, layout_of
 from fluvial.data.validate import validate
 from fluvial.density import Density
 from fluvial.errors import DataError, StudyError

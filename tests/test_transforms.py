@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from fluvial.data.choice import TRANSFORMS, choose_transform, implied_support
 from fluvial.data.schema import Column, Support
-from fluvial.data.transforms import TRANSFORMS, ColumnTransforms, choose_transform, implied_support
+from fluvial.data.transforms import ColumnTransforms
 from fluvial.errors import DataError, StudyError
 
 INF = math.inf

@@ -99,17 +99,7 @@ class Density:
         With the counting measure on the atoms a of a column and the Lebesgue measure elsewhere, p is the probability
         of an atom at the atom, and the density per unit elsewhere: the two add up to one.
         """
-        parts = []
-        free = [c.name for c in self.schema.targets if c.kind != "integer" and not c.mixed]
-        if free:
-            parts.append(f"Lebesgue measure of {_listed(free)}")
-        for column in self.schema.targets:
-            if column.mixed:
-                at = _listed([f"{a:g}" for a in column.atoms])
-                parts.append(f"counting measure at {column.name} = {at} plus Lebesgue measure elsewhere")
-            elif column.kind == "integer":
-                parts.append(f"counting measure of {column.name}")
-        return " × ".join(parts)
+        return self.schema.reference_measure
 
     def given(self, table: Any = None, /, **context: ArrayLike) -> Conditional:
         """Return p(target | context) at one context or at many.

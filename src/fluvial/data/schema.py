@@ -204,6 +204,23 @@ class Schema:
         """Targets, then context."""
         return self.targets + self.context
 
+    @property
+    def reference_measure(self) -> str:
+        """What a density of the targets is against; see :attr:`fluvial.density.Density.reference_measure`.
+
+        >>> Schema((Column("pt", "target"), Column("jets", "target", kind="integer"))).reference_measure
+        'Lebesgue measure of pt × counting measure of jets'
+        """
+        free = ", ".join(c.name for c in self.targets if c.kind != "integer" and not c.mixed)
+        parts = [f"Lebesgue measure of {free}"] if free else []
+        for column in self.targets:
+            if column.mixed:
+                at = ", ".join(f"{a:g}" for a in column.atoms)
+                parts.append(f"counting measure at {column.name} = {at} plus Lebesgue measure elsewhere")
+            elif column.kind == "integer":
+                parts.append(f"counting measure of {column.name}")
+        return " × ".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         """Return a value for JSON; infinite bounds become ``null``."""
         return {

@@ -42,16 +42,12 @@ import numpy as np
 import torch
 
 from fluvial.core import Affine, ArctanLogit, Asinh, Bijection, Chain, Log, Logit, MonotoneSpline, Softplus
-from fluvial.data.schema import Column, Support
-from fluvial.errors import DataError, StudyError, nearest
-
-TRANSFORMS = ("standardise", "log", "log1p", "softplus", "logit", "asinh", "arctan", "quantile")
+from fluvial.data.choice import choose_for_rows
+from fluvial.data.schema import Column
+from fluvial.errors import DataError
 
 #: Integer context columns of at most so many values get an indicator each.
 MOST_INDICATORS = 32
-#: Half the distance between the quantiles 0.001 and 0.999 over that between the quartiles: 2.3 for a normal; from here
-#: on a column on the real line has tails that asinh draws in.
-HEAVY_TAIL = 8.0
 #: Knots of a quantile transform.
 KNOTS = 33
 
@@ -117,89 +113,6 @@ def layout_of(columns: Sequence[Column]) -> Layout:
         for c in columns
     ]
     return ColumnTransforms([c.name for c in columns], steps).layout
-
-
-def implied_support(transform: str | None, support: Support | None) -> Support:
-    """Return the support that a column has when its study may leave it out: ``log`` alone means positive.
-
-    >>> str(implied_support("log", None))
-    '(0, inf)'
-    """
-    if support is not None:
-        return support
-    if transform in ("log", "softplus"):
-        return Support(lower=0.0)
-    if transform == "log1p":
-        return Support(lower=-1.0)
-    if transform == "logit":
-        return Support(0.0, 1.0)
-    return Support()
-
-
-def choose_transform(column: Column) -> str:
-    """Return the transform of a column: the declared one, or the one that fits its support.
-
-    On the real line :func:`choose_for_rows` may take ``asinh`` instead of ``standardise``, when it has seen the rows.
-
-    >>> choose_transform(Column("mass", "target", support=Support(lower=0.0)))
-    'log'
-
-    Raises
-    ------
-    StudyError
-        If the transform is unknown, or does not fit the support.
-    """
-    lower, upper = math.isfinite(column.support.lower), math.isfinite(column.support.upper)
-    name = column.transform
-    where = f"[columns.{column.name}]"
-    if name is None:
-        return "logit" if lower and upper else "log" if lower or upper else "standardise"
-    if name not in TRANSFORMS:
-        raise StudyError(f"{where} transform {name!r} is not known{nearest(name, TRANSFORMS)}")
-    if column.kind == "integer" or column.period is not None:
-        what = "an integer column" if column.kind == "integer" else "a periodic column"
-        raise StudyError(f"{where} transform {name!r}: {what} has none; leave it out.")
-    if name == "logit" and not (lower and upper):
-        raise StudyError(f"{where} transform 'logit' needs support = [a, b]; found {column.support}.")
-    if name in ("log", "softplus") and lower == upper:
-        raise StudyError(
-            f"{where} transform {name!r} needs a support bounded on one side, such as 'positive'; "
-            f"found {column.support}."
-        )
-    if name == "log1p" and column.support.lower < -1:
-        raise StudyError(f"{where} transform 'log1p' needs values above -1; found {column.support}.")
-    if name in ("standardise", "asinh", "arctan", "log1p") and column.role == "target":
-        needed = Support(lower=-1.0) if name == "log1p" else Support()
-        if column.support != needed:
-            fit = "logit" if lower and upper else "log or softplus"
-            raise StudyError(
-                f"{where} transform {name!r} cannot keep draws inside the support {column.support}; use {fit}, "
-                "or drop support."
-            )
-    return name
-
-
-def choose_for_rows(column: Column, values: np.ndarray) -> tuple[str, str]:
-    r"""Return the transform of a column given its rows, and why.
-
-    The reason is empty where a study declares the transform, and where nothing asks for more than to standardise.
-    Without a bound, heavy tails decide: with quantiles q, :math:`(q_{0.999} - q_{0.001}) / 2 (q_{0.75} - q_{0.25})` is
-    2.3 for a normal and 1 for a uniform distribution; from 8 on ``asinh`` draws the tails in.
-
-    >>> t = np.random.default_rng(0).standard_t(1.5, 10_000)
-    >>> choose_for_rows(Column("pull", "target"), t)[0]
-    'asinh'
-    """
-    name = choose_transform(column)
-    if column.transform is not None:
-        return name, ""
-    if name != "standardise":
-        return name, f"support {column.support}"
-    low, first, third, high = np.quantile(values, [0.001, 0.25, 0.75, 0.999])
-    reach = 0.5 * (high - low) / (third - first) if third > first else math.inf
-    if len(values) >= 1000 and HEAVY_TAIL <= reach < math.inf:
-        return "asinh", f"its tails reach {reach:.3g} times the distance of its quartiles"
-    return name, ""
 
 
 class ColumnTransforms:

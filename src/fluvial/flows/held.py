@@ -22,7 +22,7 @@ from fluvial.flows.amortized import Amortized, Numbers, TriangularMap, unexpande
 from fluvial.flows.autoregressive import Autoregressive
 from fluvial.flows.coupling import Coupling
 from fluvial.flows.transformer import SplineTransformer, Transformer
-from fluvial.nets import MLP
+from fluvial.nets import MLP, Unfolding
 
 
 def presence(context: Tensor, index: Tensor) -> Tensor:
@@ -146,15 +146,12 @@ class HeldAutoregressive(_Held):
         network: dict[str, Any],
     ):
         super().__init__(step.transformer, present, angles)
-        self.conditioner: nn.Module = step.conditioner
+        self.conditioner: MLP | AngleInputs = step.conditioner
+        # A coordinate sees the features of those before it: an angle has two.
+        self.first = [sum(1 + a for a in angles[:i]) for i in range(len(angles) + 1)]
         if any(angles):
-            # A coordinate sees the features of those before it: an angle has two.
-            first = torch.tensor([0] + [1 + a for a in angles]).cumsum(0)[:-1]
-            degrees = first.repeat_interleave(step.transformer.size).tolist()
-            dim = len(angles)
-            mlp = MLP(
-                dim + sum(angles), context, dim * step.transformer.size, output_degrees=degrees, **network
-            )
+            degrees = [d for d in self.first[:-1] for _ in range(step.transformer.size)]
+            mlp = MLP(self.first[-1], context, len(degrees), output_degrees=degrees, **network)
             self.conditioner = AngleInputs(mlp, angles)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -164,7 +161,10 @@ class HeldAutoregressive(_Held):
         return z, log_slope.sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Find the coordinates one after the other, each from a pass of the network over those already found."""
+        """Find the coordinates one after the other; without gradients in one pass of the network, unfolded."""
+        network = self.conditioner.network if isinstance(self.conditioner, AngleInputs) else self.conditioner
+        if not torch.is_grad_enabled() and not (network.training and network.depends_on_mode):
+            return self._unfold(network, z, context)
         here = self.here(context)
         x, known = torch.zeros_like(z), []
         logdet = z.new_zeros(z.shape[:-1])
@@ -177,6 +177,27 @@ class HeldAutoregressive(_Held):
             logdet = logdet + log_slope.squeeze(-1)
             x = torch.cat((*known, z.new_zeros((*z.shape[:-1], dim - i - 1))), -1)
         return x, logdet
+
+    def _unfold(self, network: MLP, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = z.reshape(-1, z.shape[-1])
+        if context is not None:
+            context = context.expand(*z.shape[:-1], -1).reshape(len(rows), -1)
+        here = self.here(context)
+        unfolding = Unfolding(network, context, len(rows))
+        x, logdet = torch.empty_like(rows), rows.new_zeros(len(rows))
+        features = rows.new_empty(len(rows), self.first[-1])
+        size, asked = self.transformer.size, 0
+        for i, first in enumerate(self.first[:-1]):
+            for between in range(
+                asked, first
+            ):  # the sine of an angle: no output has its degree, but units do
+                unfolding.outputs(between, features[:, :between], slice(0, 0))
+            parameters = unfolding.outputs(first, features[:, :first], slice(i * size, (i + 1) * size))
+            part, asked = slice(i, i + 1), first + 1
+            x[:, part], log_slope = self.map(rows[:, part], parameters, here, part, inverse=True)
+            logdet += log_slope.squeeze(-1)
+            features[:, first : self.first[i + 1]] = _features(x[:, part], self.angles[part])
+        return x.reshape(z.shape), logdet.reshape(z.shape[:-1])
 
 
 class HeldCoupling(_Held):
@@ -195,7 +216,7 @@ class HeldCoupling(_Held):
         parts = slice(0, first), slice(first, first + last)
         self.mapped, self.steering = parts if step.flip else parts[::-1]
         self.flip = step.flip
-        self.conditioner: nn.Module = step.conditioner
+        self.conditioner: MLP | AngleInputs = step.conditioner
         seen = list(angles)[self.steering]
         if any(seen):
             mapped = len(angles) - len(seen)
@@ -221,17 +242,22 @@ class HeldCoupling(_Held):
 class AngleInputs(nn.Module):
     """A conditioner that sees every angle as its cosine and sine, so that a whole turn changes nothing."""
 
-    def __init__(self, network: nn.Module, angles: Sequence[bool]):
+    def __init__(self, network: MLP, angles: Sequence[bool]):
         super().__init__()
         self.network = network
         self.angles = list(angles)
 
     def forward(self, x: Tensor, context: Tensor | None = None, outputs: slice | None = None) -> Tensor:
         """Return the parameters for every row, or only those that ``outputs`` picks."""
-        features: list[Tensor] = []
-        for column, angle in zip(x.unbind(-1), self.angles, strict=True):
-            features += [column.cos(), column.sin()] if angle else [column]
-        return self.network(torch.stack(features, -1), context, outputs)
+        return self.network(_features(x, self.angles), context, outputs)
+
+
+def _features(x: Tensor, angles: Sequence[bool]) -> Tensor:
+    """Return ``x: [*batch, D]`` with the cosine and the sine of every angle in its place."""
+    features: list[Tensor] = []
+    for column, angle in zip(x.unbind(-1), angles, strict=True):
+        features += [column.cos(), column.sin()] if angle else [column]
+    return torch.stack(features, -1)
 
 
 class PresentNumbers(nn.Module):

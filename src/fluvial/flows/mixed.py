@@ -27,6 +27,7 @@ from fluvial.errors import StudyError
 from fluvial.flows.build import architecture_options, build_flow
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow
 from fluvial.flows.held import cannot_hold, hold, presence
+from fluvial.flows.trunk import TrunkedFlow
 from fluvial.nets import MLP
 
 #: Options of an architecture that its level networks share.
@@ -134,7 +135,7 @@ class MixedFlow(AbstractFlow):
         self.register_buffer("turning", torch.tensor(list(angles) or [False] * numbers), persistent=False)
         if flow is not None:
             self.loss_is_nll = flow.loss_is_nll
-            self.draw_rows = flow.draw_rows
+            self.draw_rows, self.train_rows = flow.draw_rows, flow.train_rows
             self.validation_rows = flow.validation_rows
 
     def forward(self, context: Tensor | None = None) -> MixedDistribution:
@@ -261,6 +262,7 @@ def build_mixed_flow(
     holder: Sequence[int | None],
     angles: Sequence[bool] = (),
     context: int,
+    trunk: int = 0,
     **options: Any,
 ) -> AbstractFlow:
     """Build a flow over numbers and levels from an architecture and its options; without either, the architecture's own.
@@ -280,6 +282,8 @@ def build_mixed_flow(
         For each number whether it is an angle in [−π, π).
     context : int
         Number of context columns.
+    trunk : int
+        With it, levels and numbers see so many features that one network makes of the context.
 
     Raises
     ------
@@ -291,7 +295,22 @@ def build_mixed_flow(
     torch.Size([4, 5, 2])
     """
     if not levels and not any(angles):
-        return build_flow(architecture, targets=numbers, context=context, **options)
+        return build_flow(architecture, targets=numbers, context=context, trunk=trunk, **options)
+    if trunk:
+        if trunk < 0 or not context:
+            raise StudyError(
+                f"[flow] {architecture}: expected context columns with a trunk of {trunk} features."
+            )
+        flow = build_mixed_flow(
+            architecture,
+            numbers=numbers,
+            levels=levels,
+            holder=holder,
+            angles=angles,
+            context=trunk,
+            **options,
+        )
+        return TrunkedFlow(flow, context=context, features=trunk)
     every = {name: default for name, (_, default) in architecture_options(architecture).items()} | options
     network = {k: every[k] for k in SHARED if k in every}
     chances = Levels(levels, context, **network)

@@ -87,10 +87,9 @@ def binning(
     the others where it can; one that is far from all other values gets none.
     """
     if len(atoms):
-        free = [[v[~np.isin(v, atoms)] for v in map(np.ravel, values)] for values in (data, draws)]
-        others = binning(
-            *free, number, positive=positive and min(atoms) > 0, adaptive=adaptive, log_from=log_from
-        )
+        free, drawn = ([v[~np.isin(v, atoms)] for v in map(np.ravel, some)] for some in (data, draws))
+        positive = positive and min(atoms) > 0
+        others = binning(free, drawn, number, positive=positive, adaptive=adaptive, log_from=log_from)
         return _with_atoms(others, atoms)
     known = finite(np.concatenate([np.empty(0), *map(np.ravel, data)]))
     drawn = finite(np.concatenate([np.empty(0), *map(np.ravel, draws)]))
