@@ -82,7 +82,7 @@ class ColumnSection(Section):
         default=None,
         description="how it is brought to the real line: standardise, log, log1p, softplus, logit, asinh, arctan (or "
         "{arctan = width}) or quantile; left out, log for a support bounded on one side, logit on both, else "
-        "standardise, or asinh where tails are heavy",
+        "standardise, or asinh where tails are heavy; quantile for a mixed column that comes up to an atom",
     )
     kind: Literal["continuous", "integer"] = Field(
         default="continuous",
