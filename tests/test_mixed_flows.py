@@ -206,6 +206,17 @@ def test_what_cannot_hold_coordinates_says_so(options: dict, message: str) -> No
         build_mixed_flow(numbers=2, levels=[2], holder=[0, None], context=1, **options)
 
 
+def test_a_trunk_serves_levels_and_numbers() -> None:
+    flow = build_mixed_flow("maf", numbers=1, levels=[2], holder=[0], context=3, trunk=8, steps=2, width=16)
+    c = contexts(5, 3, torch.float32)
+    x = flow(c).sample((4,), generator=torch.Generator().manual_seed(0))
+    assert x.shape == (4, 5, 2)
+    flow.loss(x[0], c).backward()
+    assert flow(c).log_prob(x).isfinite().all()
+    with pytest.raises(StudyError, match="expected context columns with a trunk of 8 features"):
+        build_mixed_flow("maf", numbers=1, levels=[2], holder=[0], context=0, trunk=8)
+
+
 def test_integers_alone() -> None:
     flow = build_mixed_flow("maf", numbers=0, levels=[4], holder=[], context=0)
     p = flow()
