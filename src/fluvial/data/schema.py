@@ -65,6 +65,11 @@ class Column:
         The values of an integer column, ascending; empty until they are found in a table.
     period : tuple of float or None
         The ends of one turn of a periodic column: ``(-math.pi, math.pi)`` for an angle in radians.
+    length : int or None
+        Of an array column (a spectrum), its length; ``None`` for a scalar.
+    expression : str or None
+        Makes a derived column from columns of the source (see ``fluvial.data.expressions``), where a table does not
+        hold it already.
     """
 
     name: str
@@ -79,6 +84,8 @@ class Column:
     saturate: Support = field(default_factory=Support)
     values: tuple[float, ...] = ()
     period: tuple[float, float] | None = None
+    length: int | None = None
+    expression: str | None = None
 
     @property
     def title(self) -> str:
@@ -245,7 +252,7 @@ def _column_to_json(column: Column) -> dict[str, Any]:
         out[name] = [b if math.isfinite(b) else None for b in bounds]
     # What a plain column does not have is left out.
     usual = Column("", "target")
-    for name in ("scale", "kind", "atoms", "values", "period", "saturate"):
+    for name in ("scale", "kind", "atoms", "values", "period", "saturate", "length", "expression"):
         if getattr(column, name) == getattr(usual, name):
             del out[name]
     return out

@@ -16,10 +16,11 @@ from typing import Any
 import tomli_w
 import torch
 
+from fluvial.data.readers import absolute_source, source_beside
 from fluvial.data.stream import Batches
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
-from fluvial.errors import FluvialError, RunError
+from fluvial.errors import FluvialError, RunError, StudyError
 from fluvial.flows.mixed import build_mixed_flow
 from fluvial.record import FORMAT, NO_END, STUDY, UNFINISHED, RunFolder, check_new, environment, now
 from fluvial.study import Study, parse_study, read_study
@@ -71,9 +72,10 @@ def fit(
     parsed, text, folder, stem = _read(study)
     check_new(Path(runs), name)
     began = time.perf_counter()
-    source = folder / parsed.data.source
+    source = source_beside(parsed.data.source, folder)
     tell(f"reading {source}")
     rows = read_rows(parsed, source)
+    _refuse_arrays(rows)
     for note in rows.facts["notes"]:
         tell(note)
     part = rows.part("train")
@@ -139,8 +141,17 @@ def _read(study: str | Path | Mapping[str, Any]) -> tuple[Study, str, Path, str]
     return parsed, text, Path(study).parent, Path(study).stem
 
 
+def _refuse_arrays(rows: Rows) -> None:
+    for column in rows.schema.context:
+        if column.length is not None:
+            raise StudyError(
+                f"[data] context: {column.name} is an array of {column.length} numbers a row, which no architecture "
+                f'takes yet; expected numbers: name its elements, as in "{column.name}[0:{column.length}]".'
+            )
+
+
 def _record(
-    study: Study, text: str, source: Path, rows: Rows, density: Density, *, seconds: float
+    study: Study, text: str, source: str | list[str], rows: Rows, density: Density, *, seconds: float
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -154,7 +165,7 @@ def _record(
         "weights": sum(p.numel() for p in density.flow.parameters()),
         "study": _resolved(study, rows, density),
         "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "data": {"source": str(source.resolve()), **rows.facts},
+        "data": {"source": absolute_source(source), **rows.facts},
         "transforms": _described(density.target_transforms, density.context_transforms),
         "seeds": {"split": study.data.seed, "training": study.training.seed, "check": study.check.seed},
         "timings": {"reading": seconds},
