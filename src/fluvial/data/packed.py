@@ -78,6 +78,14 @@ class Packed:
         coded = self.layout.codes.get(name)
         return np.array(self.range(name)) if coded is None else np.sort(coded)
 
+    def chunks(self, name: str) -> Iterator[np.ndarray]:
+        """Yield a column of all rows, float64, a chunk at a time."""
+        place = self.names.index(name)
+        for part in PARTS:
+            records = self._map(self.path(part), self.rows(part))
+            for first in range(0, len(records), CHUNK):
+                yield self.layout.decode(records[first : first + CHUNK])[:, place]
+
     def table(self, part: str) -> dict[str, np.ndarray]:
         """Return all rows of a part, float64, in the order of the source."""
         return self._columns(self._map(self.path(part), self.rows(part)))

@@ -52,10 +52,11 @@ def validate(
     """Return the schema's columns of a table with sound rows only, and a report of what was dropped.
 
     A value is *missing* where it is NaN or infinite, and *outside* where it is finite but not in the column's
-    support, an open interval. Either raises, or drops the row. ``table`` maps names to arrays ``[rows]``;
-    ``where`` names it in messages (the file), and ``locate`` says where row ``i`` of it is. The result is
-    float64, ``[rows_kept]``, in the order of the schema; where nothing is dropped, float64 columns are not
-    copied.
+    support, an open interval, nor on one of its atoms or whole numbers. Either raises, or drops the row. ``table`` maps
+    names to arrays ``[rows]``; ``where`` names it in messages (the file), and ``locate`` says where row ``i`` of it is.
+    The result is float64, ``[rows_kept]``, in the order of the schema and
+    :meth:`canonical <fluvial.data.schema.Column.canonical>` (saturated values are on their atom, angles within one
+    turn); where nothing is changed or dropped, float64 columns are not copied.
 
     Raises one :class:`~fluvial.errors.DataError` that lists every fault: missing or outside values that are
     not to be dropped, columns that are constant over the sound rows, no rows left. Columns that are absent or
@@ -111,7 +112,7 @@ class Validation:
             if _sound(values, column):
                 continue
             finite = np.isfinite(values)
-            wrong = {"missing": ~finite, "outside": finite & ~column.support.contains(values)}
+            wrong = {"missing": ~finite, "outside": finite & ~column.contains(values)}
             for reason, bad in wrong.items():
                 if bad.any():
                     first, bad = _of_rows(values, bad)
@@ -173,7 +174,7 @@ def _columns(table: Mapping[str, np.ndarray], schema: Schema, where: str) -> dic
     absent = [f"no column {name!r}{nearest(name, table)}" for name in names if name not in table]
     if absent:
         raise DataError(f"{where}: " + "; ".join(absent))
-    columns = {c.name: _plain(table[c.name], c) for c in schema.columns}
+    columns = {c.name: c.canonical(_plain(table[c.name], c)) for c in schema.columns}
     expected = {c.name: (c.length,) if c.length is not None else () for c in schema.columns}
     scalar = not any(expected.values())
     sizes = {values.shape[:1] for values in columns.values()}
@@ -200,6 +201,8 @@ def _sound(values: np.ndarray, column: Column) -> bool:
     """Say whether all values are finite and in the support, by their extremes, which one NaN makes NaN."""
     if values.size == 0:
         return True
+    if not column.plain:
+        return bool(column.contains(values).all())
     extremes = np.array([values.min(), values.max()])
     return bool((np.isfinite(extremes) & column.support.contains(extremes)).all())
 
@@ -222,6 +225,12 @@ def _missing(column: Column, fault: Fault, where: str) -> str:
 
 
 def _outside(column: Column, fault: Fault, where: str) -> str:
+    if not column.plain:
+        return (
+            f"{column.name}: {fault.count} values are not among {column.describe_support()}, the first in {where}: "
+            f"{fault.value:g}; mend the data, or what [columns.{column.name}] says of them, or set "
+            '`outside = "drop"` under [data] to drop those rows'
+        )
     support = column.support
     ends = " (the ends are not part of it)" if fault.value in (support.lower, support.upper) else ""
     return (

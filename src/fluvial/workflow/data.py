@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial.data.discrete import resolve
 from fluvial.data.memory import memory_budget
 from fluvial.data.packed import SAMPLE, Packed
 from fluvial.data.readers import Source, fingerprint, open_table
@@ -141,6 +142,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
     kept = checking.finish()
     if keep is not None:
         table, numbers = {name: values[keep] for name, values in table.items()}, numbers[keep]
+    schema, notes = resolve(schema, table, where=where)
     known_truth = None
     if truth is not None:
         known_truth, wrong = raw[truth] if keep is None else raw[truth][keep], Fault()
@@ -155,6 +157,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         "rows_in_source": view.source_rows(),
         **kept.to_json(),
         "split": {name: len(getattr(split, name)) for name in SPLITS},
+        "notes": notes,
     }
     return Rows(schema, table, known_truth, split, facts)
 
@@ -206,7 +209,22 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
     }
     known_truth = table.pop(truth) if truth is not None else None
     split = Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends)))
+    schema, facts["notes"] = resolve(
+        schema, table if in_memory else _with_rare(schema, table, packed), where=where
+    )
     return Rows(schema, table, known_truth, split, facts, None if in_memory else packed)
+
+
+def _with_rare(schema: Schema, sample: Mapping[str, np.ndarray], packed: Packed) -> dict[str, np.ndarray]:
+    """Return the columns with what a sample may lack: whole numbers that are rare, and where numbers off atoms end."""
+    full = {}
+    for column in schema.columns:
+        rare = packed.landmarks(column.name)
+        if column.mixed:
+            free = (values[column.level(values) < 0] for values in packed.chunks(column.name))
+            rare = np.array([end for part in free if part.size for end in (part.min(), part.max())])
+        full[column.name] = np.concatenate([sample[column.name], rare])
+    return full
 
 
 def with_lengths(schema: Schema, view: View) -> Schema:

@@ -20,7 +20,7 @@ from fluvial.data.readers import absolute_source, source_beside
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
 from fluvial.errors import FluvialError, RunError, StudyError
-from fluvial.flows.build import build_flow
+from fluvial.flows.mixed import build_mixed_flow
 from fluvial.record import FORMAT, NO_END, STUDY, UNFINISHED, RunFolder, check_new, environment, now
 from fluvial.study import Study, parse_study, read_study
 from fluvial.train import EpochEvent, StepEvent, TrainingOptions, train
@@ -75,17 +75,19 @@ def fit(
     tell(f"reading {source}")
     rows = read_rows(parsed, source)
     _refuse_arrays(rows)
+    for note in rows.facts["notes"]:
+        tell(note)
     part = rows.part("train")
     targets = ColumnTransforms.fit(rows.schema.targets, part)
     context = ColumnTransforms.fit(rows.schema.context, part)
+    for column, line in _described(targets, context).items():
+        if "[chosen" in line:
+            tell(f"transform of {column}: {line}")
     options = parsed.flow_options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(parsed.training.seed)
-        flow = build_flow(
-            parsed.architecture,
-            targets=len(rows.schema.targets),
-            context=len(rows.schema.context),
-            **options,
+        flow = build_mixed_flow(
+            parsed.architecture, **targets.layout.arguments, context=context.layout.width, **options
         )
     density = Density(
         flow,
@@ -94,7 +96,7 @@ def fit(
         context,
         architecture=parsed.architecture,
         options=options,
-        context_range={n: rows.range(n) for n in rows.schema.context_names},
+        context_range={c.name: rows.range(c.name) for c in rows.schema.context if c.period is None},
     )
     record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
 
@@ -159,13 +161,23 @@ def _record(
         "study": _resolved(study, rows, density),
         "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "data": {"source": absolute_source(source), **rows.facts},
-        "transforms": {**density.target_transforms.describe(), **density.context_transforms.describe()},
+        "transforms": _described(density.target_transforms, density.context_transforms),
         "seeds": {"split": study.data.seed, "training": study.training.seed, "check": study.check.seed},
         "timings": {"reading": seconds},
         "training": {},
         "checks": {},
         **environment(torch.get_num_threads()),
     }
+
+
+def _described(*transforms: ColumnTransforms) -> dict[str, str]:
+    """Return one line for each column, with the reason where the study left its transform open."""
+    lines = {}
+    for one in transforms:
+        for name, text in one.describe().items():
+            why = one.reasons.get(name)
+            lines[name] = f"{text} [chosen: {why}]" if why else text
+    return lines
 
 
 def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
