@@ -144,6 +144,27 @@ def test_filters_and_derived_columns_are_packed(source: Path, monkeypatch: pytes
         rows()
 
 
+@pytest.mark.parametrize("memory", [SMALL, "auto"])
+def test_an_atom_that_float32_does_not_hold_is_one_afterwards(source: Path, memory: Any) -> None:
+    """A tenth of the rows on 0.1, among numbers without end: packed, they still are on it."""
+    rng = np.random.default_rng(1)
+    x = np.where(rng.uniform(size=ROWS) < 0.1, 0.1, rng.normal(size=ROWS))
+    write_table(source, {**table(), "x": x})
+    given = {**study(memory=memory), "columns": {"x": {"atoms": [0.1]}}}
+    rows = read_rows(parse_study(given), source)
+    assert rows.facts["packed"]["forms"]["x"] == "float64"
+    share = np.mean(rows.part("train")["x"] == 0.1)
+    assert abs(share - 0.1) < 5 * 0.3 / 1000**0.5
+    transforms = [
+        ColumnTransforms.fit(c, rows.part("train")) for c in (rows.schema.targets, rows.schema.context)
+    ]
+    batches, _ = rows.batches(*transforms, 128, 5)
+    levels = torch.cat([x for x, _ in batches.epoch(1)])[:, -1]
+    counts = levels.unique(return_counts=True)[1]
+    assert len(counts) == 2
+    assert int(counts.min()) == pytest.approx(0.1 * rows.count("train"), rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "row", "message"),
     [
