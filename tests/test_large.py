@@ -321,3 +321,29 @@ def test_the_cache_is_shown_and_cleared(
     assert "1 packed tables" in shown
     assert "GB freed" in terminal("--clear")
     assert entries() == []
+
+
+def test_atoms_and_rare_integers_from_disk_are_those_of_the_whole_table(source: Path) -> None:
+    """A sample of 1,000 rows holds neither the one count of 9 nor where the numbers off the atom end."""
+    rng = np.random.default_rng(4)
+    tag = np.where(rng.random(ROWS) < 0.3, -1.0, rng.beta(0.5, 0.5, ROWS))
+    count = np.minimum(rng.poisson(2.0, ROWS), 8).astype(float)
+    count[4321] = 9.0
+    write_table(source, {"tag": tag, "count": count, "c": rng.normal(size=ROWS)})
+    described = study(memory=SMALL, targets=["tag", "count"])
+    described["columns"] = {"tag": {"atoms": [-1.0]}, "count": {"kind": "integer"}}
+    described["check"].pop("truth")
+    rows = read_rows(parse_study(described), source)
+    assert rows.packed is not None
+    tag_column, count_column = rows.schema.targets
+    assert count_column.values == tuple(range(10))
+    free = tag[tag >= 0]
+    assert tag_column.support.contains(free).all()
+    seen = rows.table["tag"]
+    assert free.min() < seen[seen >= 0].min(), "the sample should lack the smallest number"
+    batches, _ = rows.batches(
+        *(ColumnTransforms.fit(c, rows.part("train")) for c in (rows.schema.targets, rows.schema.context)),
+        128,
+        1,
+    )
+    assert all(torch.isfinite(x).all() for x, _ in batches.epoch(0))
