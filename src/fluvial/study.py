@@ -123,6 +123,11 @@ class DataSection(Section):
     outside: Literal["error", "drop"] = Field(
         default="error", description="what to do with rows outside a support"
     )
+    memory: Literal["auto"] | PositiveFloat = Field(
+        default="auto",
+        description="GB that the table and the work on it may take; a table that needs more is streamed from disk. "
+        "auto is half of what is available",
+    )
 
     @model_validator(mode="after")
     def _expressions(self) -> DataSection:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fluvial.data.stream import Batches
+from fluvial.data.stream import BatchSource
 from fluvial.errors import FluvialError
 from fluvial.flows.flow import AbstractFlow
 
@@ -76,7 +76,7 @@ MOST_SKIPPED_IN_A_ROW = 50
 
 def train(
     flow: AbstractFlow,
-    batches: Batches,
+    batches: BatchSource,
     validation: tuple[Tensor, Tensor],
     options: TrainingOptions,
     *,
@@ -89,7 +89,7 @@ def train(
     ----------
     flow : AbstractFlow
         Over standardised columns; changed in place.
-    batches : Batches
+    batches : BatchSource
         Training rows (targets, context).
     validation : tuple[Tensor, Tensor]
         Targets ``[n, D]`` and context ``[n, C]`` whose mean −log p decides which weights are best.

@@ -18,7 +18,7 @@ from fluvial.errors import RunError
 from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, CHECKS, STUDY, RunFolder, now
 from fluvial.study import Study, read_study
-from fluvial.workflow.data import Rows, columns, read_rows
+from fluvial.workflow.data import Rows, columns, data_changed, read_rows
 from fluvial.workflow.quadrature import integrate
 
 LEVELS = np.linspace(0.05, 0.95, 19)
@@ -47,8 +47,8 @@ def check_run(run: str | Path) -> list[CheckResult]:
     record = folder.record()
     study, _ = read_study(folder.path / STUDY)
     source = record["data"]["source"]
-    rows = read_rows(study, source)
-    if rows.facts["fingerprint"]["sha256"] != record["data"]["fingerprint"]["sha256"]:
+    rows = read_rows(study, source, like=record["data"])
+    if data_changed(record["data"], rows):
         raise RunError(
             f"{source} has changed since {folder.path} was fitted (its SHA-256 differs), so its test rows are not "
             "those of the fit; restore the file, or fit again."

@@ -17,7 +17,6 @@ import tomli_w
 import torch
 
 from fluvial.data.readers import absolute_source, source_beside
-from fluvial.data.stream import Batches
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
 from fluvial.errors import FluvialError, RunError, StudyError
@@ -97,11 +96,7 @@ def fit(
         context,
         architecture=parsed.architecture,
         options=options,
-        context_range={
-            c.name: (rows.table[c.name].min(), rows.table[c.name].max())
-            for c in rows.schema.context
-            if c.period is None
-        },
+        context_range={c.name: rows.range(c.name) for c in rows.schema.context if c.period is None},
     )
     record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
 
@@ -189,7 +184,7 @@ def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
     """Return every option of the study with its value, those left out included."""
     training = study.training
     resolved = {
-        "batch_size": training.batch_rows(len(rows.split.train)),
+        "batch_size": training.batch_rows(rows.count("train")),
         "epochs": training.epoch_limit,
     }
     return {
@@ -210,11 +205,11 @@ def _train(
 ) -> None:
     """Train; save the density whenever it improves, and the metrics every epoch."""
     transforms = density.target_transforms, density.context_transforms
-    x, c, train_logdet = standardised(rows.part("train"), rows.schema, *transforms)
     validation = thinned(rows.part("validation"), density.flow.validation_rows)
     validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms)
     section = study.training
-    batches = Batches(x, c, section.batch_rows(len(x)), section.seed)
+    size = section.batch_rows(rows.count("train"))
+    batches, train_logdet = rows.batches(*transforms, size, section.seed)
     options = TrainingOptions(
         epochs=section.epoch_limit,
         **section.model_dump(exclude={"epochs", "batch_size", "seed"}),
