@@ -52,6 +52,8 @@ def kind(field: dict[str, Any]) -> str:
         return ", ".join(f"`{v}`" for v in field["enum"])
     if "$ref" in field:
         return "table"
+    if "const" in field:
+        return f"`{field['const']}`"
     if field.get("type") == "array":
         return "[lower, upper]" if "prefixItems" in field else f"list of {kind(field.get('items', {}))}"
     return {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}.get(

@@ -32,22 +32,47 @@ Seed = Annotated[
 
 @app.command()
 def fit(
-    study: Annotated[Path, typer.Argument(help="A study file (TOML).", show_default=False)],
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file (TOML); none with --resume.", show_default=False)
+    ] = None,
     runs: Runs = Path("runs"),
     name: Annotated[
         str | None, typer.Option(help="Name of the new run folder.", show_default="STUDY-N")
     ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Train only; no checks, no report.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run folder, from its last checkpoint.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="With --resume: train until so many epochs in all.")
+    ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="Report to tensorboard or mlflow too; may be repeated.")
+    ] = None,
 ) -> None:
     """Train a density, check it, write the report. Ctrl-C stops early and keeps the best so far."""
+    import fluvial.workflow as workflow
     from fluvial.progress import FitProgress
     from fluvial.record import RunFolder
-    from fluvial.workflow import fit
     from fluvial.workflow.check import load_results
 
+    if (study is None) == (resume is None) or (resume is not None and name is not None):
+        raise typer.BadParameter(
+            "expected either a study, or --resume with a run folder, which has its name already"
+        )
+    if epochs is not None and resume is None:
+        raise typer.BadParameter(
+            "--epochs goes with --resume; of a new fit the study says it, under [training]"
+        )
     with FitProgress() as progress:
-        density = fit(study, runs=runs, name=name, check=not no_check, on_event=progress.show)
-    assert density.folder is not None
+        common: dict[str, Any] = {"check": not no_check, "on_event": progress.show, "loggers": log or ()}
+        if resume is not None:
+            density = workflow.resume(resume, epochs=epochs, **common)
+        else:
+            assert study is not None
+            density = workflow.fit(study, runs=runs, name=name, **common)
+    if density.folder is None:  # one of several processes, and not the one that writes
+        return
     folder = RunFolder.open(density.folder)
     results = load_results(folder)
     if results:
@@ -56,6 +81,7 @@ def fit(
     if results:
         _out(f"report  {(folder.path / 'report.html').resolve()}")
     if folder.record()["status"] == "interrupted":
+        _out(f"resume  fluvial fit --resume {folder.path}")
         raise typer.Exit(130)
 
 
@@ -203,7 +229,7 @@ def main() -> None:
         sys.stderr.write(f"fluvial: {error}\n")
         for note in getattr(error, "__notes__", ()):
             sys.stderr.write(f"fluvial: {note}\n")
-        sys.exit(143 if type(error).__name__ == "Terminated" else 2)
+        sys.exit(getattr(error, "code", 2))  # 143 of a fit that SIGTERM has ended, 138 of SIGUSR1
     except KeyboardInterrupt:
         sys.stderr.write("fluvial: interrupted\n")
         sys.exit(130)

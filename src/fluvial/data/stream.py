@@ -137,15 +137,16 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(self.rows / self._batch_size)
 
-    def epoch(self, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, k: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every row once, as ``(x: [b, D], c: [b, C])``, in an order fixed by the seed and ``k``.
 
+        The first ``start`` batches are left out: for a fit that has seen them before it was interrupted.
         The order is drawn on the CPU, so that it is the same whatever device holds the table. ``x`` and ``c``
         are views of one gathered block, which belongs to the caller.
         """
         generator = torch.Generator().manual_seed(_epoch_seed(self._seed, k))
         order = torch.randperm(self.rows, generator=generator).to(self._table.device)
-        for chosen in order.split(self._batch_size):
+        for chosen in order.split(self._batch_size)[start:]:
             x, c = self._table.index_select(0, chosen).split(self._widths, dim=1)
             yield x, c
 
