@@ -18,8 +18,8 @@ FALLBACK = 3e-3
 #: What is taken of the rate at which the smoothed loss was lowest, and between what bounds.
 TAKEN, LEAST, MOST = 1.0, 1e-4, 1e-2
 _SMOOTHING = 0.9
-#: The sweep ends when the loss has risen by this many times what it had fallen.
-_RISE = 1.0
+#: The first losses, whose spread is the noise of a batch.
+_START = 10
 
 
 def rates(steps: int) -> list[float]:
@@ -44,8 +44,11 @@ def over(losses: Sequence[float]) -> bool:
     """Return whether the loss has risen so far that the sweep has nothing more to show."""
     if not losses or not math.isfinite(losses[-1]):
         return bool(losses)
-    smooth = smoothed(losses)
-    return len(losses) > 10 and smooth[-1] > min(smooth) + _RISE * (smooth[0] - min(smooth)) + 0.5
+    first, smooth = losses[:_START], smoothed(losses)
+    if len(losses) <= _START or not all(map(math.isfinite, first)):
+        return False
+    noise = max(first) - min(first)
+    return smooth[-1] > max(first) + noise + (max(first) - min(smooth))
 
 
 def pick(tried: Sequence[float], losses: Sequence[float]) -> float:

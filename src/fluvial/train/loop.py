@@ -133,17 +133,16 @@ class Trainer:
     def _epoch(self) -> Iterator[StepEvent]:
         """Train one epoch, or the rest of one; measure; return its event."""
         place, began = self.place, time.perf_counter()
-        if not place.batch:
-            place.epoch += 1
+        if place.ended:
             place.merged = batches_in_a_step(self.options.batch_growth, self._progress())
-            place.loss_total, place.loss_rows = 0.0, 0
+            place.epoch, place.batch, place.ended = place.epoch + 1, 0, False
+            place.loss_total, place.loss_rows, place.batch_rows = 0.0, 0, 0
         self.flow.train()
-        rows, reason, size, rate = place.rows, None, 0, self._rate()
+        rows, reason = place.rows, None
         for x, context, used in _merged(self.batches, place.epoch, place.batch, place.merged):
-            rate = self._rate()
-            loss, stop = self._step(x, context, rate, place.steps)
-            self._count(loss, x, context, rate, used)
-            size = max(size, len(x))
+            place.rate_now = self._rate()
+            loss, stop = self._step(x, context, place.rate_now, place.steps)
+            self._count(loss, x, context, used)
             yield StepEvent(
                 place.epoch,
                 place.rows,
@@ -156,9 +155,8 @@ class Trainer:
             if reason is not None:
                 break
         pace = (place.rows - rows) / max(time.perf_counter() - began, 1e-9)
-        if place.batch == len(self.batches):
-            place.batch = 0
-        return self._measure(reason, rate, pace, size)
+        place.ended = place.batch == len(self.batches)
+        return self._measure(reason, pace)
 
     def _step(self, x: Tensor, context: Tensor, rate: float, number: int) -> tuple[float, str | None]:
         """Take one step down the loss, unless loss or gradient are not finite.
@@ -195,10 +193,11 @@ class Trainer:
             self.average.update(number)
         return value, stop
 
-    def _count(self, loss: float, x: Tensor, context: Tensor, rate: float, used: int) -> None:
+    def _count(self, loss: float, x: Tensor, context: Tensor, used: int) -> None:
         """Write a step down in the place; where too many were not finite, go back to where all was well."""
         place = self.place
         place.batch, place.steps, place.rows = used, place.steps + 1, place.rows + len(x)
+        place.batch_rows = max(place.batch_rows, len(x))
         if math.isfinite(loss):
             place.loss_total += loss * len(x)
             place.loss_rows += len(x)
@@ -211,13 +210,13 @@ class Trainer:
         if place.rollbacks >= self.options.rollbacks:
             diagnosis = diagnose(self.flow, x, context)
             self.flow.load_state_dict(self.best)
-            raise TrainingError(diverged(place, rate, diagnosis), diagnosis)
+            raise TrainingError(diverged(place, diagnosis), diagnosis)
         self._restore(self._sound)
         place.rollbacks += 1
         place.skipped_in_a_row = 0
         place.rate_scale *= AFTER_ROLLBACK
 
-    def _measure(self, reason: str | None, rate: float, pace: float, size: int) -> EpochEvent:
+    def _measure(self, reason: str | None, pace: float) -> EpochEvent:
         """Measure on the validation rows, decide whether these are the best weights and whether to stop; tell."""
         place, options = self.place, self.options
         average = self.average.state_dict() if self.average else None
@@ -240,7 +239,7 @@ class Trainer:
         waited = place.epoch - place.waiting_from
         if options.schedule == "plateau" and waited and waited % options.plateau_epochs == 0:
             place.rate_scale *= AFTER_PLATEAU
-        self._is_sound = math.isfinite(loss)
+        self._is_sound = math.isfinite(loss) and not place.skipped_in_a_row
         if self._is_sound:
             self._sound = self._tensors()
         return EpochEvent(
@@ -252,8 +251,8 @@ class Trainer:
             train_loss=train_loss,
             validation_loss=loss,
             conditioning=conditioning,
-            learning_rate=rate,
-            batch_rows=size,
+            learning_rate=place.rate_now,
+            batch_rows=place.batch_rows,
             skipped_steps=place.skipped,
             rollbacks=place.rollbacks,
             improved=improved,
@@ -306,14 +305,14 @@ class Trainer:
         seed = ((self.seed * 1_000_003 + number) * 1009 + self.group.rank) % 2**63
         self._generator.manual_seed(seed)
         cuda = [self.device] if self.device.type == "cuda" else []
-        before = [torch.random.default_generator.get_state(), *map(torch.cuda.get_rng_state, cuda)]
-        torch.random.default_generator.manual_seed(seed)
+        before = [torch.default_generator.get_state(), *map(torch.cuda.get_rng_state, cuda)]
+        torch.default_generator.manual_seed(seed)
         if cuda:
             torch.cuda.manual_seed(seed)
         try:
             yield
         finally:
-            torch.random.default_generator.set_state(before[0])
+            torch.default_generator.set_state(before[0])
             if cuda:
                 torch.cuda.set_rng_state(before[1], self.device)
 
@@ -340,7 +339,7 @@ class Trainer:
     def state(self) -> Checkpoint:
         """Return all that a new trainer of the same study needs to go on from here, to be had after any event."""
         tensors = self._tensors() | named("best", self.best)
-        if self.place.batch or not self._is_sound:  # where a rollback would go, if not here
+        if not (self.place.ended and self._is_sound):  # where a rollback would go, if not here
             tensors |= named("sound", self._sound)
         numbers = {**self.place.to_json(), "seconds": self._seconds()}
         return Checkpoint(tensors, {"place": numbers})

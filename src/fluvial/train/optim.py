@@ -94,7 +94,8 @@ class Average:
         """Take in the flow's present weights, after so many steps."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         now = dict(self._flow.named_parameters())
-        torch._foreach_lerp_(list(self.weights.values()), [now[n].detach() for n in self.weights], 1 - decay)
+        for name, average in self.weights.items():
+            average.lerp_(now[name], 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the flow's state with the averages in place of its weights."""

@@ -21,9 +21,11 @@ class Place:
     epoch : int
         The epoch that is going on, or the last that ended.
     batch : int
-        Batches of the stream used in it; 0 between epochs.
-    merged : int
-        How many batches make one step in this epoch.
+        Batches of the stream used in it.
+    ended : bool
+        Whether that epoch is over, its measurements included.
+    merged, batch_rows, rate_now : int, int, float
+        How many batches make one step in this epoch, the rows of its largest step, and the last learning rate.
     rate, rate_scale : float
         The highest learning rate (given, or found), and what plateaus and rollbacks have made of it.
     seconds : float
@@ -34,7 +36,10 @@ class Place:
 
     epoch: int = 0
     batch: int = 0
+    ended: bool = True
     merged: int = 1
+    batch_rows: int = 0
+    rate_now: float = 0.0
     steps: int = 0
     rows: int = 0
     loss_total: float = 0.0
@@ -53,12 +58,12 @@ class Place:
 
     def batches(self, per_epoch: int) -> int:
         """Return the batches used since the start."""
-        return (self.epoch - 1) * per_epoch + self.batch if self.batch else self.epoch * per_epoch
+        return self.epoch * per_epoch if self.ended else (self.epoch - 1) * per_epoch + self.batch
 
     @property
     def whole_epochs(self) -> int:
         """Epochs that have ended."""
-        return self.epoch - 1 if self.batch else self.epoch
+        return self.epoch if self.ended else self.epoch - 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers; infinity, which JSON lacks, as ``None``."""
@@ -77,7 +82,7 @@ class Place:
 def progress(place: Place, options: TrainingOptions, batches_per_epoch: int) -> float:
     """Return the share of the budget that is spent: of epochs, steps or minutes, whichever is furthest on.
 
-    >>> progress(Place(epoch=3, batch=5), TrainingOptions(epochs=10), 10)
+    >>> progress(Place(epoch=3, batch=5, ended=False), TrainingOptions(epochs=10), 10)
     0.25
     """
     shares = [0.0]

@@ -33,7 +33,7 @@ def diagnose(flow: AbstractFlow, x: Tensor, context: Tensor) -> Diagnosis:
     return Diagnosis("target" if role == "target" else "context", number, x[chosen], context[chosen])
 
 
-def diverged(place: Place, rate: float, found: Diagnosis) -> str:
+def diverged(place: Place, found: Diagnosis) -> str:
     """Return what to tell: when it was, at which learning rate, and which column lies how far out."""
     values = (found.x if found.role == "target" else found.context)[:, found.column]
     finite = values[values.isfinite()]
@@ -45,7 +45,7 @@ def diverged(place: Place, rate: float, found: Diagnosis) -> str:
     tries = f", after {place.rollbacks} rollbacks with a lower rate each time" if place.rollbacks else ""
     return (
         f"Training stopped in epoch {place.epoch}: {place.skipped_in_a_row} steps in a row gave no finite loss or "
-        f"gradient, at learning rate {rate:.2g}{tries}. The best weights so far are kept. In the last batch {found.role} number "
-        f"{found.column + 1} reaches {far}; look at its rows, choose another transform for that column, or "
+        f"gradient, at learning rate {place.rate_now:.2g}{tries}. The best weights so far are kept. In the last batch "
+        f"{found.role} number {found.column + 1} reaches {far}; look at its rows, choose another transform for that column, or "
         "a smaller [training] learning_rate."
     )
