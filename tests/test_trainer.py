@@ -49,7 +49,9 @@ def gaussian() -> AbstractFlow:
         return DiagonalGaussian(2, 2, width=8, depth=1)
 
 
-def trainer(flow: AbstractFlow, table=TRAIN, *, batch: int = 64, stop=lambda: None, **options: Any) -> Trainer:
+def trainer(
+    flow: AbstractFlow, table=TRAIN, *, batch: int = 64, stop=lambda: None, **options: Any
+) -> Trainer:
     few = slice(0, 50) if isinstance(flow, ContinuousFlow) else slice(None)
     validation = VALIDATION[0][few], VALIDATION[1][few]
     defaults = {"epochs": 3, "learning_rate": 3e-3}
@@ -64,9 +66,7 @@ def weights(flow: AbstractFlow) -> Tensor:
 
 def told(events: list[StepEvent | EpochEvent]) -> list[tuple[Any, ...]]:
     """Return what events say, but for times."""
-    return [
-        tuple(v for k, v in vars(e).items() if k not in ("seconds", "rows_per_second")) for e in events
-    ]
+    return [tuple(v for k, v in vars(e).items() if k not in ("seconds", "rows_per_second")) for e in events]
 
 
 RECIPES: dict[str, tuple[Callable[[], AbstractFlow], dict[str, Any]]] = {
@@ -112,7 +112,7 @@ def test_a_finished_fit_goes_on_to_a_larger_budget() -> None:
     assert last.stopped == "budget: 2 epochs"
     state = short.state()
     long = trainer(coupling(), epochs=4)
-    long.load(state, patience_anew=True)
+    long.load(state, further=True)
     epochs = [e.epoch for e in long.run() if isinstance(e, EpochEvent)]
     assert epochs == [3, 4]
     again = trainer(coupling(), epochs=2)
@@ -202,7 +202,9 @@ def test_after_some_rollbacks_it_stops_and_names_rows_and_column() -> None:
     x, c = TRAIN[0].clone(), TRAIN[1].clone()
     x[:, 1] = torch.where(torch.arange(600) % 2 == 0, math.inf, x[:, 1])  # in every batch
     fit = trainer(gaussian(), (x, c), epochs=100, rollbacks=2)
-    with pytest.raises(TrainingError, match=r"after 2 rollbacks .*target number 2 reaches NaN or infinity") as caught:
+    with pytest.raises(
+        TrainingError, match=r"after 2 rollbacks .*target number 2 reaches NaN or infinity"
+    ) as caught:
         list(fit.run())
     found = caught.value.diagnosis
     assert found is not None
@@ -248,7 +250,9 @@ def test_a_plateau_halves_the_rate() -> None:
 
 
 def test_batches_grow() -> None:
-    found = [e for e in trainer(gaussian(), epochs=4, batch_growth=4, batch=60).run() if isinstance(e, EpochEvent)]
+    found = [
+        e for e in trainer(gaussian(), epochs=4, batch_growth=4, batch=60).run() if isinstance(e, EpochEvent)
+    ]
     assert [e.batch_rows for e in found] == [60, 60, 120, 240]
     assert [e.steps for e in found] == [10, 20, 25, 28]
     assert [e.rows for e in found] == [600, 1200, 1800, 2400]
@@ -273,7 +277,11 @@ def test_an_average_is_what_it_says() -> None:
 def test_an_average_smooths_what_a_large_rate_does() -> None:
     options = {"epochs": 8, "learning_rate": 0.1, "schedule": "constant"}
     losses = [
-        [e.validation_loss for e in trainer(gaussian(), ema=ema, **options).run() if isinstance(e, EpochEvent)]
+        [
+            e.validation_loss
+            for e in trainer(gaussian(), ema=ema, **options).run()
+            if isinstance(e, EpochEvent)
+        ]
         for ema in (None, 0.95)
     ]
     plain, smooth = (torch.tensor(v[3:]) for v in losses)
@@ -329,7 +337,9 @@ def test_too_small_a_budget_has_the_fallback() -> None:
 
 def test_a_wilder_loss_gets_a_lower_rate() -> None:
     tried = finder.rates(100)
-    tame, wild = ([max(-math.log10(r / best), 3 * math.log10(r / best)) for r in tried] for best in (5e-3, 3e-4))
+    tame, wild = (
+        [max(-math.log10(r / best), 3 * math.log10(r / best)) for r in tried] for best in (5e-3, 3e-4)
+    )
     assert 3e-3 < finder.pick(tried, tame) <= finder.MOST
     assert 2e-4 < finder.pick(tried, wild) < 1e-3
     assert finder.pick(tried, [math.nan] * 100) == finder.FALLBACK
@@ -343,7 +353,9 @@ def test_conditioning_sees_what_the_loss_of_all_contexts_hides() -> None:
     u = torch.special.ndtr((x - 1.5 * c) / 0.5)
     floor = 0.31 / math.sqrt(800)
     assert abs(binned_distance(u, c) - floor) < 0.4 * floor
-    marginal = torch.special.ndtr(x / math.sqrt(1.5**2 + 0.25))  # uniform over all contexts, and blind to them
+    marginal = torch.special.ndtr(
+        x / math.sqrt(1.5**2 + 0.25)
+    )  # uniform over all contexts, and blind to them
     assert binned_distance(marginal, torch.zeros(4000, 0)) < 2 * floor
     assert binned_distance(marginal, c) > 0.1
     narrow = torch.special.ndtr((x - 1.5 * c) / 1.0)
@@ -373,9 +385,24 @@ def test_conditioning_by_draws_agrees_with_that_by_latents() -> None:
 
 
 def test_conditioning_can_decide_what_is_best() -> None:
-    fit = trainer(gaussian(), epochs=8, learning_rate=0.3, schedule="constant", metric="conditioning", patience=3)
+    fit = trainer(
+        gaussian(), epochs=8, learning_rate=0.3, schedule="constant", metric="conditioning", patience=3
+    )
     found = [e for e in fit.run() if isinstance(e, EpochEvent)]
     best = min(found, key=lambda e: e.conditioning)
     assert found[-1].best_epoch == best.epoch
     assert found[-1].best_loss == best.validation_loss
     assert mean_loss(fit.flow, *VALIDATION) == best.validation_loss
+
+
+def test_what_ended_early_stays_ended_until_asked_to_go_further() -> None:
+    fit = trainer(gaussian(), epochs=60, learning_rate=0.5, schedule="constant", patience=2)
+    *_, last = fit.run()
+    assert isinstance(last, EpochEvent)
+    assert (last.stopped or "").startswith("early")
+    again = trainer(gaussian(), epochs=60, learning_rate=0.5, schedule="constant", patience=2)
+    again.load(fit.state())
+    assert list(again.run()) == []
+    assert torch.equal(weights(again.flow), weights(fit.flow))
+    again.load(fit.state(), further=True)
+    assert len([e for e in again.run() if isinstance(e, EpochEvent)]) >= 2

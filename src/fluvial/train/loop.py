@@ -122,7 +122,7 @@ class Trainer:
         if self.place.rate is None:
             self.place.rate = self._learning_rate()
             self.search_seconds = self._seconds() - self._before
-        reason = self._spent()
+        reason = self.place.stopped or self._spent()
         while reason is None:
             event = yield from self._epoch()
             reason = event.stopped
@@ -234,8 +234,8 @@ class Trainer:
                 place.waiting_from = place.epoch
         if math.isfinite(loss):
             place.history = [*place.history, [place.seconds, loss]][-GAIN_EPOCHS:]
-        if reason is None:
-            reason = self._spent() or early(place, options)
+        place.stopped = self._spent() or early(place, options)
+        reason = reason or place.stopped
         waited = place.epoch - place.waiting_from
         if options.schedule == "plateau" and waited and waited % options.plateau_epochs == 0:
             place.rate_scale *= AFTER_PLATEAU
@@ -344,8 +344,8 @@ class Trainer:
         numbers = {**self.place.to_json(), "seconds": self._seconds()}
         return Checkpoint(tensors, {"place": numbers})
 
-    def load(self, checkpoint: Checkpoint, *, patience_anew: bool = False) -> None:
-        """Go on from a state; with ``patience_anew``, epochs without improvement are counted from here.
+    def load(self, checkpoint: Checkpoint, *, further: bool = False) -> None:
+        """Go on from a state; ``further``, if training was over: epochs without improvement are counted from here.
 
         Raises
         ------
@@ -363,8 +363,8 @@ class Trainer:
             ) from error
         self.best = checkpoint.part("best")
         self._sound, self._is_sound = checkpoint.part("sound") or self._tensors(), True
-        if patience_anew:
-            self.place.waiting_from = self.place.epoch
+        if further:
+            self.place.waiting_from, self.place.stopped = self.place.epoch, None
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return copies of the weights in training, of their averages, and of what the optimiser remembers."""

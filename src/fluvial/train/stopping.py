@@ -30,6 +30,8 @@ class Place:
         The highest learning rate (given, or found), and what plateaus and rollbacks have made of it.
     seconds : float
         Time spent in training so far, in this process and in those before.
+    stopped : str or None
+        Why training is over, if it is: a budget, or one of the rules that end it early.
     history : list
         ``[seconds, validation loss]`` of the last epochs.
     """
@@ -54,6 +56,7 @@ class Place:
     best_loss: float = math.inf
     best_metric: float = math.inf
     waiting_from: int = 0
+    stopped: str | None = None
     history: list[list[float]] = field(default_factory=list)
 
     def batches(self, per_epoch: int) -> int:

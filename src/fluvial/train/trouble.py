@@ -46,6 +46,6 @@ def diverged(place: Place, found: Diagnosis) -> str:
     return (
         f"Training stopped in epoch {place.epoch}: {place.skipped_in_a_row} steps in a row gave no finite loss or "
         f"gradient, at learning rate {place.rate_now:.2g}{tries}. The best weights so far are kept. In the last batch "
-        f"{found.role} number {found.column + 1} reaches {far}; look at its rows, choose another transform for that column, or "
-        "a smaller [training] learning_rate."
+        f"{found.role} number {found.column + 1} reaches {far}; look at its rows, choose another transform for "
+        "that column, or a smaller [training] learning_rate."
     )

@@ -176,7 +176,7 @@ def resume(
             _reopen(folder, record, density, checkpoint, done)
         tell(f"run folder {folder.path}, going on after {done} epochs")
         work = Work(folder if group.writes else None, record, density, rows, study, group, reporting)
-        _carry_out(work, checkpoint, stop, tell, check=check, patience_anew=epochs is not None)
+        _carry_out(work, checkpoint, stop, tell, check=check, further=epochs is not None)
     return density
 
 
@@ -210,7 +210,7 @@ def _carry_out(
     tell: Callable[[Event], None],
     *,
     check: bool,
-    patience_anew: bool = False,
+    further: bool = False,
 ) -> None:
     """Train, check, report; write down how it ended."""
     run, record = work.run, work.record
@@ -232,7 +232,7 @@ def _carry_out(
             stop=stop,
             tell=tell,
             checkpoint=checkpoint,
-            patience_anew=patience_anew,
+            further=further,
         )
         stop.training_is_over()
         if interrupted and stop.signal is None:  # another process had the signal

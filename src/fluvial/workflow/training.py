@@ -101,7 +101,7 @@ def train_density(
     stop: Callable[[], str | None],
     tell: Callable[[Event], None],
     checkpoint: Checkpoint | None = None,
-    patience_anew: bool = False,
+    further: bool = False,
 ) -> str | None:
     """Train a density, from a checkpoint if there is one; return what interrupted it, if anything did.
 
@@ -127,7 +127,7 @@ def train_density(
         group=group,
     )
     if checkpoint is not None:
-        trainer.load(checkpoint, patience_anew=patience_anew)
+        trainer.load(checkpoint, further=further)
     interrupted = None
     try:
         for number, event in enumerate(trainer.run()):
@@ -151,6 +151,8 @@ def train_density(
             raise
         raise TrainingError(f"{error} {blame(error.diagnosis, rows, x, c)}", error.diagnosis) from error
     density.flow.eval()
+    if keeper and interrupted is None and trainer.place.stopped:
+        keeper.record["stopped"] = trainer.place.stopped  # also where nothing was left to train
     return interrupted
 
 
