@@ -2,9 +2,8 @@ r"""Kill a fit again and again, resume it each time, and compare what it ends wi
 
 ``python benchmarks/kills.py`` kills a small fit 100 times at random moments, in turns with SIGKILL (``kill -9``) and
 SIGTERM, and resumes it after each. The flow has dropout and an average of its weights, and checkpoints are written every
-few steps, so a kill finds every kind of moment: before the run folder is there, in mid-epoch, in the middle of a write, in
-validation.
-Whenever the fit comes to its end, its weights and losses must be those of the untouched fit, bit for bit; a new one then
+few steps, so a kill finds every kind of moment: before the run folder is there, in mid-epoch, in the middle of a write,
+in validation. Whenever the fit comes to its end, its weights and losses must be those of the untouched fit, bit for bit; a new one then
 begins, until the kills are used up. ``--kills 3`` is the short form that the tests run.
 """
 
@@ -93,10 +92,14 @@ def outcome(run: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
 def same(run: Path, other: Path) -> bool:
     """Return whether two runs ended with the same bits."""
     (a, metrics_a), (b, metrics_b) = outcome(run), outcome(other)
-    other_weights = [k for k in a.keys() | b.keys() if k not in a or k not in b or a[k].tobytes() != b[k].tobytes()]
+    other_weights = [
+        k for k in a.keys() | b.keys() if k not in a or k not in b or a[k].tobytes() != b[k].tobytes()
+    ]
     other_metrics = [pair for pair in itertools.zip_longest(metrics_a, metrics_b) if pair[0] != pair[1]]
     if other_weights or other_metrics:
-        print(f"differ: {len(other_weights)} of {len(b)} weights; metrics: {other_metrics[:1]}", file=sys.stderr)
+        print(
+            f"differ: {len(other_weights)} of {len(b)} weights; metrics: {other_metrics[:1]}", file=sys.stderr
+        )
     return not (other_weights or other_metrics)
 
 

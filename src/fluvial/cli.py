@@ -168,22 +168,50 @@ def runs(
         str | None,
         typer.Option("--columns", "-c", help="Columns to show, comma-separated; 'all' lists them."),
     ] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="text, markdown or latex.")] = "text",
+    results: Annotated[
+        bool, typer.Option("--results", help="Loss, rate and runtime; the best of each is marked.")
+    ] = False,
+    best: Annotated[
+        bool,
+        typer.Option(
+            "--best", help="Print the path of the run with the lowest loss, or the first by --sort."
+        ),
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two run folders: what differs in their studies, and what came of it."),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="With --compare: a PNG file for their loss curves.")
+    ] = None,
 ) -> None:
-    """Show all runs as a table."""
+    """Show all runs as a table; or the best of them; or compare two."""
     from fluvial.errors import RunError, nearest
-    from fluvial.runs_table import SHOWN
-    from fluvial.workflow import list_runs
+    from fluvial.runs_table import RESULTS, SHOWN, formatted
+    from fluvial.workflow import compare_runs, list_runs
 
-    rows = list_runs(folder, where=where, sort=sort, descending=descending)
+    if compare is not None:
+        rows = compare_runs(*compare, figure=figure)
+        _out(formatted(rows, list(rows[0]), form))
+        return
+    by = sort or ("best_loss" if best or results else None)
+    rows = list_runs(folder, where=where, sort=by, descending=descending)
+    if best:
+        if not rows or rows[0].get(by or "") is None:
+            raise RunError(f"No run in {folder} has a value of {by}{' and fits --where' if where else ''}.")
+        _out(str(folder / rows[0]["name"]))
+        return
     known = sorted({name for row in rows for name in row})
     if columns == "all":
         _out(", ".join(known))
         return
-    shown: list[str] = [c.strip() for c in columns.split(",")] if columns else list(SHOWN)
-    for name in shown:
+    usual = RESULTS if results else SHOWN
+    chosen: list[str] = [c.strip() for c in columns.split(",")] if columns else list(usual)
+    for name in chosen:
         if rows and name not in known:
             raise RunError(f"--columns: no column {name!r}{nearest(name, known)}")
-    _table([[_cell(row.get(name)) for name in shown] for row in rows], shown)
+    _out(formatted(rows, chosen, form, mark=results))
 
 
 @app.command()
@@ -292,11 +320,3 @@ def _table(rows: list[list[str]], header: list[str]) -> None:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, ["─" * w for w in widths], *rows]:
         _out("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.3f}"
-    return str(value)

@@ -124,18 +124,3 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     {'loss': 1.5, 'epoch': 2.0}
     """
     return {n: float(v) for n, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-
-
-def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options under dotted names.
-
-    >>> flat({"training": {"epochs": 3}, "flow": {}})
-    {'training.epochs': 3}
-    """
-    out: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
-    return out

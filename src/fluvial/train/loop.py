@@ -122,7 +122,8 @@ class Trainer:
         if self.place.rate is None:
             self.place.rate = self._learning_rate()
             self.search_seconds = self._seconds() - self._before
-        reason = self.place.stopped or self._spent()
+        # A budget that is spent in mid-epoch leaves that epoch to be measured.
+        reason = self.place.stopped or (self._spent() if self.place.ended else None)
         while reason is None:
             event = yield from self._epoch()
             reason = event.stopped
@@ -138,8 +139,10 @@ class Trainer:
             place.epoch, place.batch, place.ended = place.epoch + 1, 0, False
             place.loss_total, place.loss_rows, place.batch_rows = 0.0, 0, 0
         self.flow.train()
-        rows, reason = place.rows, None
-        for x, context, used in _merged(self.batches, place.epoch, place.batch, place.merged):
+        rows, reason = place.rows, self._spent()
+        for x, context, used in (
+            () if reason else _merged(self.batches, place.epoch, place.batch, place.merged)
+        ):
             place.rate_now = self._rate()
             loss, stop = self._step(x, context, place.rate_now, place.steps)
             self._count(loss, x, context, used)

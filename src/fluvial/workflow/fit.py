@@ -19,7 +19,7 @@ from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
 from fluvial.errors import DataError, RunError
 from fluvial.flows.build import build_flow
-from fluvial.loggers import Logger, flat, make_loggers
+from fluvial.loggers import Logger, make_loggers
 from fluvial.record import (
     CHECKING,
     FORMAT,
@@ -32,6 +32,7 @@ from fluvial.record import (
     environment,
     now,
 )
+from fluvial.runs_table import flat_options
 from fluvial.study import Study, parse_study, read_study
 from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, process_group
 from fluvial.train.stopping import Place
@@ -217,7 +218,7 @@ def _carry_out(
     with _recorded(work):
         for logger in work.loggers:
             assert run is not None
-            logger.begin(run.path, flat(record["study"]))
+            logger.begin(run.path, flat_options(record["study"]))
         keeper = None
         if run is not None:
             minutes = work.study.training.checkpoint_minutes
