@@ -3,8 +3,8 @@ r"""Kill a fit again and again, resume it each time, and compare what it ends wi
 ``python benchmarks/kills.py`` kills a small fit 100 times at random moments, in turns with SIGKILL (``kill -9``) and
 SIGTERM, and resumes it after each. The flow has dropout and an average of its weights, and checkpoints are written every
 few steps, so a kill finds every kind of moment: before the run folder is there, in mid-epoch, in the middle of a write,
-in validation. Whenever the fit comes to its end, its weights and losses must be those of the untouched fit, bit for bit; a new one then
-begins, until the kills are used up. ``--kills 3`` is the short form that the tests run.
+in validation. Whenever the fit comes to its end, its weights and losses must be those of the untouched fit, bit for bit;
+a new one then begins, until the kills are used up. ``--kills 3`` is the short form that the tests run.
 """
 
 from __future__ import annotations

@@ -113,6 +113,19 @@ def test_the_record_says_everything(run: tuple[Path, Density]) -> None:
     assert set(record["transforms"]) == {"x", "c"}
 
 
+def test_record_and_metrics_are_what_their_schema_says(run: tuple[Path, Density]) -> None:
+    from pydantic import ValidationError
+
+    from fluvial.record_model import Metrics, Record
+
+    folder = RunFolder.open(run[0])
+    Record.model_validate(folder.record())
+    for line in folder.metrics():
+        Metrics.model_validate(line)
+    with pytest.raises(ValidationError, match="extra"):
+        Record.model_validate(folder.record() | {"extra": 1})
+
+
 def test_metrics_and_record_agree(run: tuple[Path, Density]) -> None:
     folder, _ = run
     metrics = RunFolder.open(folder).metrics()

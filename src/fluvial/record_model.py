@@ -75,7 +75,7 @@ class Nothing(_Strict):
 
 
 class Record(_Strict):
-    """``record.json``, written when the folder appears, after every epoch and at the end; NaN and infinity are ``null``."""
+    """``record.json``: written when the folder appears, after every epoch, at the end; NaN and infinity are ``null``."""
 
     format: int
     name: str
