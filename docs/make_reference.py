@@ -109,6 +109,7 @@ OPTIONS = {
     "batch_norm": "batch normalisation inside residual blocks",
     "dropout": "share of hidden units dropped in training",
     "gain": "on x in the first layer at the start: 4 or so finds peaks far narrower than a standard deviation",
+    "trunk": "features that one network makes of the context, once per context, for all steps; 0: none",
     "mixing": "between steps: reverse or permute the targets, a learned matrix (lu), or nothing",
     "norm": "between steps: batch norm, act norm, or nothing",
     "base": "density of the latent; student-t has heavy tails, its degrees of freedom are learned",

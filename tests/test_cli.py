@@ -250,6 +250,7 @@ def test_resume_from_the_command_line(terminal: Terminal) -> None:
         ("runs -s los", "Cannot sort by 'los': no such column"),
         ("runs -c nam", "--columns: no column 'nam'; did you mean 'name'?"),
         ("simulate binary", "No simulator for 'binary'; did you mean 'binaries'?"),
+        ("simulate jet -o jet.parquet", "No simulator for 'jet'; did you mean 'jets'?"),
     ],
 )
 def test_a_mistake_is_one_message(terminal: Terminal, argv: str, message: str) -> None:

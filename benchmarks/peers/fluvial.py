@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fluvial.density import CHUNK
 from fluvial.flows import build_flow
+from fluvial.flows.flow import AbstractFlow
 from peers.in_torch import TorchContender
 from peers.work import BOUND, LEARNING_RATE, Work
+
+
+class FluvialContender(TorchContender):
+    """A flow of this library, whose own training step takes a large batch in pieces."""
+
+    def train_step(self, x: np.ndarray, c: np.ndarray) -> float:
+        """Take one step of AdamW, as ``fluvial fit`` does, and return the loss before it."""
+        flow = self.module
+        assert isinstance(flow, AbstractFlow)
+        flow.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = flow.backward(torch.from_numpy(x), torch.from_numpy(c))
+        self.optimizer.step()
+        return loss.item()
 
 
 def build(work: Work) -> TorchContender:
@@ -33,5 +49,5 @@ def build(work: Work) -> TorchContender:
     def sample(c: Tensor) -> Tensor:
         return flow(c).sample()
 
-    optimizer = torch.optim.AdamW(flow.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, foreach=True)
-    return TorchContender(flow, log_prob, sample, optimizer=optimizer, chunk=CHUNK)
+    optimizer = torch.optim.AdamW(flow.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
+    return FluvialContender(flow, log_prob, sample, optimizer=optimizer, chunk=CHUNK)

@@ -216,7 +216,9 @@ def runs(
 
 @app.command()
 def simulate(
-    application: Annotated[str, typer.Argument(help="What to simulate: binaries.", show_default=False)],
+    application: Annotated[
+        str, typer.Argument(help="What to simulate: binaries, jets or muons.", show_default=False)
+    ],
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to simulate.")] = 100_000,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
@@ -224,14 +226,21 @@ def simulate(
     """Simulate a population whose density is known exactly."""
     from fluvial.errors import StudyError, nearest
 
-    simulators = ("binaries",)
-    if application not in simulators:
-        raise StudyError(f"No simulator for {application!r}{nearest(application, simulators)}")
-    from fluvial.apps.binaries import simulator
-
     path = out or Path(f"{application}.parquet")
-    simulator.write(path, rows, seed=seed)
-    _out(f"{rows:,} mergers in {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if application == "binaries":
+        from fluvial.apps.binaries import simulator as binaries
+
+        binaries.write(path, rows, seed=seed)
+    elif application in ("jets", "muons"):
+        from fluvial.apps.collider import simulator as collider
+
+        collider.write(application, path, rows, seed=seed)
+    else:
+        raise StudyError(
+            f"No simulator for {application!r}{nearest(application, ('binaries', 'jets', 'muons'))}"
+        )
+    what = "mergers" if application == "binaries" else application
+    _out(f"{rows:,} {what} in {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.callback(invoke_without_command=True)

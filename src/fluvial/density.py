@@ -40,7 +40,7 @@ DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
-CHUNK = 4096
+CHUNK = 2048
 
 
 class Density:

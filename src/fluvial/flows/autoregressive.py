@@ -2,8 +2,8 @@ r"""Masked autoregressive flows: every coordinate is mapped given those before i
 
 .. math:: z_i = \tau(x_i; h_i(x_{<i}, c)), \qquad \log|\det| = \sum_i \log |\partial \tau / \partial x_i|
 
-One pass of the network gives the density; a draw takes one pass a coordinate. (Papamakarios, Pavlakou & Murray 2017,
-arXiv:1705.07057; with splines: Durkan et al. 2019, arXiv:1906.04032.)
+One pass of the network gives the density, and one, unfolded coordinate by coordinate, a draw. (Papamakarios, Pavlakou &
+Murray 2017, arXiv:1705.07057; with splines: Durkan et al. 2019, arXiv:1906.04032.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fluvial.core import Bijection, Chain
 from fluvial.flows.flow import Base, ConditionalFlow
 from fluvial.flows.mixing import Mixing, Norm, chain_of_steps, mixing_between
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
-from fluvial.nets import MLP
+from fluvial.nets import MLP, Unfolding
 
 
 class Autoregressive(Bijection):
@@ -33,7 +33,14 @@ class Autoregressive(Bijection):
         return z, log_slope.sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Find the coordinates one after the other, each from a pass of the network over those already found."""
+        """Find the coordinates one after the other, each given those already found.
+
+        Without gradients the network is unfolded (:class:`fluvial.nets.Unfolding`) and all coordinates together cost one
+        pass of it; with gradients each costs a pass.
+        """
+        conditioner = self.conditioner
+        if not torch.is_grad_enabled() and not (conditioner.training and conditioner.depends_on_mode):
+            return self._unfold(z, context)
         x = torch.zeros_like(z)
         known: list[Tensor] = []
         logdet = z.new_zeros(z.shape[:-1])
@@ -45,6 +52,19 @@ class Autoregressive(Bijection):
             logdet = logdet + log_slope
             x = torch.cat((torch.stack(known, -1), z.new_zeros((*z.shape[:-1], z.shape[-1] - i - 1))), -1)
         return x, logdet
+
+    def _unfold(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = z.reshape(-1, z.shape[-1])
+        if context is not None:
+            context = context.expand(*z.shape[:-1], -1).reshape(len(rows), -1)
+        network = Unfolding(self.conditioner, context, len(rows))
+        x, logdet = torch.empty_like(rows), rows.new_zeros(len(rows))
+        for i in range(rows.shape[1]):
+            mine = slice(i * self.transformer.size, (i + 1) * self.transformer.size)
+            parameters = network.outputs(i, x[:, :i], mine)
+            x[:, i], log_slope = self.transformer(rows[:, i], parameters, inverse=True)
+            logdet += log_slope
+        return x.reshape(z.shape), logdet.reshape(z.shape[:-1])
 
     def _steer(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self.conditioner(x, context).unflatten(-1, (x.shape[-1], self.transformer.size))

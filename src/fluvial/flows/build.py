@@ -14,6 +14,7 @@ from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixture import MixtureOfGaussians
+from fluvial.flows.trunk import TrunkedFlow
 from fluvial.flows.zuko import PREFIX, ZukoFlow, zuko_class, zuko_options
 
 ARCHITECTURES: dict[str, type[AbstractFlow]] = {
@@ -73,18 +74,25 @@ def architecture_options(name: str) -> dict[str, tuple[Any, Any]]:
     """
     make = find_architecture(name)
     if name.startswith(PREFIX):
-        return zuko_options(name.removeprefix(PREFIX))
+        return zuko_options(name.removeprefix(PREFIX)) | _TRUNK
     init = make.__init__
     hints = get_type_hints(init)
-    return {
+    own = {
         key: (hints[key], parameter.default)
         for key, parameter in inspect.signature(init).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+    return own | _TRUNK
 
 
-def build_flow(architecture: str, *, targets: int, context: int, **options: Any) -> AbstractFlow:
-    """Build a flow by name.
+#: What every architecture takes beside its own options.
+_TRUNK: dict[str, tuple[Any, Any]] = {"trunk": (int, 0)}
+
+
+def build_flow(
+    architecture: str, *, targets: int, context: int, trunk: int = 0, **options: Any
+) -> AbstractFlow:
+    """Build a flow by name; with ``trunk``, over so many features that one network makes of the context.
 
     >>> build_flow("maf", targets=2, context=1, steps=3).targets
     2
@@ -98,6 +106,11 @@ def build_flow(architecture: str, *, targets: int, context: int, **options: Any)
     """
     make = find_architecture(architecture)
     try:
-        return make(targets=targets, context=context, **options)
+        if trunk < 0:
+            raise ValueError(f"Expected trunk to be 0 (none) or a number of features; got {trunk}.")
+        if not trunk:
+            return make(targets=targets, context=context, **options)
+        flow = make(targets=targets, context=trunk, **options)
+        return TrunkedFlow(flow, context=context, features=trunk)
     except (TypeError, ValueError) as error:
         raise StudyError(f"[flow] {architecture}: {error}") from error

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
-from fluvial.core import Bijection, StandardNormal, StudentT
+from fluvial.core import BatchNorm, Bijection, StandardNormal, StudentT
+from fluvial.nets import MLP
 
 Base = Literal["normal", "student-t"]
 
@@ -28,12 +29,15 @@ class AbstractFlow(nn.Module):
         Whether :meth:`loss` is the mean of −log p. Where it is not, training measures −log p beside it.
     draw_rows : int
         How many draws to make at once: few enough for the caches, unless a flow gains from many at one context.
+    train_rows : int
+        How many rows :meth:`backward` takes at once.
     validation_rows : int or None
         How many validation rows are enough, for a flow whose log-density is dear; ``None``: all of them.
     """
 
     loss_is_nll: bool = True
     draw_rows: int = 4096
+    train_rows: int = 4096
     validation_rows: int | None = None
 
     def __init__(self, *, targets: int, context: int = 0):
@@ -53,6 +57,36 @@ class AbstractFlow(nn.Module):
         ``x: [n, D]``, ``context: [n, C]``; ``generator`` is for architectures whose loss draws random numbers.
         """
         return -self(context).log_prob(x).mean()
+
+    def backward(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Add the gradient of :meth:`loss` to that of the parameters, and return the loss, detached.
+
+        Rows go through ``train_rows`` at a time: their activations stay in the caches, and memory does not grow with the
+        batch. The result is that of the whole batch but for rounding; where batch norm needs the whole batch, it is used.
+        """
+        rows = len(x) if self._has_batch_norm() else self.train_rows
+        total = x.new_zeros(())
+        for start in range(0, len(x), rows):
+            part = slice(start, start + rows)
+            share = len(x[part]) / len(x)
+            loss = share * self.loss(x[part], None if context is None else context[part], generator=generator)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _has_batch_norm(self) -> bool:
+        return any(isinstance(m, (BatchNorm, nn.BatchNorm1d)) for m in self.modules())
+
+    def use_bf16(self, on: bool) -> None:
+        """Let conditioners multiply in bfloat16 while they train, or not; all else stays in its own precision.
+
+        For a GPU, or a CPU with instructions for bfloat16; anywhere else it is slower.
+        """
+        for module in self.modules():
+            if isinstance(module, MLP):
+                module.bf16 = on
 
     def checked(self, context: Tensor | None) -> Tensor | None:
         """Return the context, or ``None`` for a flow without; raise ``ValueError`` if its last dimension is not C."""

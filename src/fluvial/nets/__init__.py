@@ -1,5 +1,6 @@
 """Networks: conditioners, and encoders of array-valued contexts."""
 
 from fluvial.nets.mlp import MLP
+from fluvial.nets.unfold import Unfolding
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "Unfolding"]

@@ -23,7 +23,7 @@ INPUT_RANGE = 10.0
 
 
 class MLP(nn.Module):
-    r"""A multilayer perceptron ``(x, context) -> parameters`` with its last layer zero at the start.
+    r"""A multilayer perceptron ``(x, context) -> parameters``, usually with its last layer zero at the start.
 
     ``x: [*batch, inputs]``, ``context: [*batch, context]`` or ``None`` when ``context`` is 0, output
     ``[*batch, outputs]``. A flow made of zero-started conditioners starts at the identity.
@@ -49,6 +49,8 @@ class MLP(nn.Module):
         What multiplies the first layer's initial weights on x and its biases, not those on the context. Networks learn
         low frequencies first (Rahaman et al. 2019, arXiv:1806.08734); where a density has peaks far narrower than a
         standard deviation, a gain of 4 or so lets them be found, while it stays smooth in the context.
+    zero_start : bool
+        Whether the last layer is zero at the start.
     output_degrees : sequence of int, optional
         Makes the network autoregressive (Germain et al. 2015, MADE): input i has degree i + 1, and output j sees only
         inputs whose degree is at most ``output_degrees[j]``. Hidden units of degree 0 see the context alone, so every
@@ -69,6 +71,7 @@ class MLP(nn.Module):
         batch_norm: bool = False,
         dropout: float = 0.0,
         gain: float = 1.0,
+        zero_start: bool = True,
         output_degrees: Sequence[int] | None = None,
     ):
         super().__init__()
@@ -83,13 +86,20 @@ class MLP(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"Expected dropout from 0 to below 1; got {dropout}.")
         self.residual = residual
+        self.context = context
+        #: Whether products are made in bfloat16 in training.
+        self.bf16 = False
         self.activation = ACTIVATIONS[activation]()
         hidden = degrees = outs = None
         if output_degrees is not None:
             # The context has degree 0: every hidden unit may see it.
             degrees = torch.cat((torch.arange(1, inputs + 1), torch.zeros(context, dtype=torch.long)))
             outs = torch.as_tensor(output_degrees)
-            hidden = torch.arange(width) % (int(outs.max()) + 1)
+            hidden = (torch.arange(width) % (int(outs.max()) + 1)).sort().values
+        #: Where the hidden units of each degree begin and end: unit i of degree d has ends[d] <= i < ends[d + 1].
+        self.degree_ends: list[int] | None = None
+        if hidden is not None and outs is not None:
+            self.degree_ends = torch.searchsorted(hidden, torch.arange(int(outs.max()) + 2)).tolist()
         # A network of nothing at all (one unconditional target) is its biases: it gets one constant input.
         self.constant = inputs + context == 0
         self.first = (
@@ -107,11 +117,23 @@ class MLP(nn.Module):
         )
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.last = _linear(width, outputs, hidden, outs)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        if zero_start:
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+
+    @property
+    def depends_on_mode(self) -> bool:
+        """Whether training and evaluation differ: with batch norm or dropout."""
+        return bool(self.norms) or self.dropout is not None
 
     def forward(self, x: Tensor, context: Tensor | None = None, outputs: slice | None = None) -> Tensor:
         """Return the parameters for every row, or only those that ``outputs`` picks."""
+        if self.bf16 and self.training:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return self._forward(x, context, outputs).to(x.dtype)
+        return self._forward(x, context, outputs)
+
+    def _forward(self, x: Tensor, context: Tensor | None, outputs: slice | None) -> Tensor:
         if self.constant:
             entrance = x.new_ones((*x.shape[:-1], 1))
         elif context is None:

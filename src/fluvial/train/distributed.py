@@ -70,10 +70,11 @@ class Group:
             ) from error
         return values
 
-    def total_gradients(self, parameters: Iterable[nn.Parameter], facts: Tensor) -> Tensor:
-        """Add gradients up over processes, in place, and return the sums of some further numbers, ``facts: [k]``.
+    def total_gradients(self, parameters: Iterable[nn.Parameter], share: float, facts: Tensor) -> Tensor:
+        """Add up gradients over processes, in place, and return the sums of some further numbers, ``facts: [k]``.
 
-        One message for all: for flows of up to some millions of weights its latency is what counts.
+        Gradients count by ``share``, this process's part of the rows; a lone process keeps its own. One message for
+        all: for flows of up to some millions of weights its latency is what counts.
         """
         if self.size == 1:
             return facts
@@ -82,7 +83,7 @@ class Group:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.total(torch.cat([*(g.flatten() for g in gradients), facts.to(gradients[0])]))
+        flat = self.total(torch.cat([*(share * g.flatten() for g in gradients), facts.to(gradients[0])]))
         *parts, facts = flat.split([*(g.numel() for g in gradients), len(facts)])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

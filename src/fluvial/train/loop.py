@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -93,7 +93,6 @@ class Trainer:
         self.optimizer = make_optimizer(flow.parameters(), options, finder.FALLBACK)
         self.average = Average(flow, options.ema) if options.ema else None
         self.conditioning = Conditioning(*validation)
-        self.loss = torch.compile(flow.loss) if options.compile else flow.loss
         self.best = copy_of(flow)
         self.compile_seconds: float | None = None  # of the first step, compilation included
         self.search_seconds = 0.0  # for the learning rate
@@ -119,19 +118,20 @@ class Trainer:
         """
         self._since, self._before = time.perf_counter(), self.place.seconds
         self.group.share(self.flow)
-        if self.place.rate is None:
-            self.place.rate = self._learning_rate()
-            self.search_seconds = self._seconds() - self._before
-        # A budget that is spent in mid-epoch leaves that epoch to be measured.
-        reason = self.place.stopped or (self._spent() if self.place.ended else None)
-        while reason is None:
-            event = yield from self._epoch()
-            reason = event.stopped
-            with self._showing(self.best) if reason or self.average else nullcontext():
-                yield event
+        with self._compiled() if self.options.compile else nullcontext():
+            if self.place.rate is None:
+                self.place.rate = self._learning_rate()
+                self.search_seconds = self._seconds() - self._before
+            # A budget that is spent in mid-epoch leaves that epoch to be measured.
+            reason = self.place.stopped or (self._spent() if self.place.ended else None)
+            while reason is None:
+                event = yield from self._epoch()
+                reason = event.stopped
+                with self._showing(self.best) if reason or self.average else nullcontext():
+                    yield event
         self.flow.load_state_dict(self.best)
 
-    def _epoch(self) -> Iterator[StepEvent]:
+    def _epoch(self) -> Generator[StepEvent, None, EpochEvent]:
         """Train one epoch, or the rest of one; measure; return its event."""
         place, began = self.place, time.perf_counter()
         if place.ended:
@@ -175,15 +175,14 @@ class Trainer:
         loss = x.new_zeros(())
         if share:
             with self._randomness(number), self._precision():
-                loss = self.loss(x[mine], context[mine], generator=self._generator) * share
-            loss.backward()
+                loss = share * self.flow.backward(x[mine], context[mine], generator=self._generator)
         if self.options.compile and self.compile_seconds is None:
             self.compile_seconds = time.perf_counter() - began
         stop = self.stop()
         facts = x.new_tensor([0.0, self._seconds() if self.group.writes else 0.0, float(stop is not None)])
-        facts[0] = loss.detach()
+        facts[0] = loss
         parameters = list(self.flow.parameters())
-        facts = self.group.total_gradients(parameters, facts)
+        facts = self.group.total_gradients(parameters, share, facts)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.clip)
         value, seconds, stops, size = torch.cat([facts, norm[None]]).tolist()
         self.place.seconds = self._seconds() if self.group.size == 1 else seconds
@@ -319,8 +318,17 @@ class Trainer:
             if cuda:
                 torch.cuda.set_rng_state(before[1], self.device)
 
+    @contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """Let the flow's loss be compiled for a while."""
+        vars(self.flow)["loss"] = torch.compile(self.flow.loss)
+        try:
+            yield
+        finally:
+            del vars(self.flow)["loss"]
+
     def _precision(self) -> AbstractContextManager[None]:
-        """Return the context in which the loss is evaluated: float32 throughout."""
+        """Return the context in which the loss and its gradient are evaluated: float32 throughout."""
         return nullcontext()
 
     def _first_rows(self) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.flows.flow import AbstractFlow, ConditionalFlow
+from fluvial.flows.flow import AbstractFlow, FlowDistribution
 from fluvial.train.distributed import Group
 
 #: Validation rows behind the conditioning; where a transform takes draws, rows and draws at each.
@@ -60,7 +60,7 @@ class Conditioning:
         """Measure it; ``inf`` if the flow gives numbers that are not finite."""
         flow.eval()
         with torch.no_grad():
-            if isinstance(flow, ConditionalFlow):
+            if isinstance(flow(self.context[:1]), FlowDistribution):
                 x, context = self.x, self.context
                 pit = _latent_pit(flow, x, context)
             else:
@@ -89,16 +89,22 @@ def _from_uniform(pit: Tensor) -> Tensor:
     return (pit.sort(0).values - even[:, None]).abs().mean()
 
 
-def _latent_pit(flow: ConditionalFlow, x: Tensor, context: Tensor) -> Tensor:
+def _latent_pit(flow: AbstractFlow, x: Tensor, context: Tensor) -> Tensor:
     """Return the transform of every latent, by its rank among draws of the base, which does not know the context."""
-    parts = [
-        flow.bijection(a, flow.checked(b))[0]
-        for a, b in zip(x.split(CHUNK), context.split(CHUNK), strict=True)
-    ]
-    z = torch.cat(parts)
+
+    def latents(given: FlowDistribution, x: Tensor) -> Tensor:
+        return given.flow.bijection(x, given.context)[0]
+
+    pairs = zip(x.split(CHUNK), context.split(CHUNK), strict=True)
+    z = torch.cat([latents(flow(c), part) for part, c in pairs])
     generator = torch.Generator(z.device).manual_seed(0)
     size = (BASE_DRAWS, x.shape[1])
-    base = flow.base.sample(size, generator=generator, dtype=z.dtype, device=z.device).sort(0).values
+    base = (
+        flow(context[:1])
+        .flow.base.sample(size, generator=generator, dtype=z.dtype, device=z.device)
+        .sort(0)
+        .values
+    )
     ranks = torch.searchsorted(base.t().contiguous(), z.t().contiguous()).t()
     return torch.where(z.isfinite(), (ranks + 0.5) / (BASE_DRAWS + 1), torch.nan)
 

@@ -1,0 +1,1 @@
+"""Jets and muons at a collider: p(reconstructed object | generator-level object)."""

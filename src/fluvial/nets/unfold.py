@@ -1,0 +1,80 @@
+"""An autoregressive network evaluated degree by degree, every hidden unit once: a draw costs one pass, not D."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fluvial.nets.mlp import MLP, draw_in
+
+
+class Unfolding:
+    """The outputs of a masked :class:`~fluvial.nets.MLP`, coordinate by coordinate, as the coordinates become known.
+
+    Units of degree d see the first d coordinates alone; once those are known, what such units give never changes.
+    So each coordinate that a draw adds needs the units of one degree only, and all coordinates together one pass of the
+    network, where naive sampling takes a pass for each. Gradients are not kept.
+
+    Parameters
+    ----------
+    net : MLP
+        With ``output_degrees``, and in evaluation mode if it has batch norm or dropout.
+    context : Tensor, optional
+        ``[n, C]``.
+    rows : int
+        n.
+    """
+
+    def __init__(self, net: MLP, context: Tensor | None, rows: int):
+        assert net.degree_ends is not None, "only an autoregressive network can be unfolded"
+        self.net = net
+        weight, inputs = net.first.weight, net.first.weight.shape[1] - (0 if context is None else net.context)
+        self.weight = weight[:, :inputs]
+        self.entrance = net.first.bias.expand(rows, -1)
+        if context is not None:
+            self.entrance = linear(context, weight[:, inputs:], net.first.bias)
+        elif net.constant:
+            self.entrance = self.entrance + weight[:, 0]
+        self.gates = [torch.sigmoid(gate(context)) for gate in net.gates]
+        # What each layer after the first gets: filled degree by degree.
+        self.seen = [weight.new_empty(rows, weight.shape[0]) for _ in range(len(net.hidden) + 1)]
+        self.norms = [_scale_and_shift(norm) for norm in net.norms]
+
+    def outputs(self, degree: int, x: Tensor, which: slice) -> Tensor:
+        """Return the outputs ``which``, whose degree is ``degree``, given ``x: [n, degree]``; ask in order of degree."""
+        net = self.net
+        assert net.degree_ends is not None
+        start, end = net.degree_ends[degree], net.degree_ends[degree + 1]
+        mine = slice(start, end)
+        if end > start:
+            h = self.entrance[:, mine]
+            if degree:
+                h = torch.addmm(h, draw_in(x), self.weight[mine, :degree].t())
+            self._hidden(h, mine)
+        return linear(self.seen[-1][:, :end], net.last.weight[which, :end], net.last.bias[which])
+
+    def _hidden(self, h: Tensor, mine: slice) -> None:
+        """Fill in what the units of one degree give, layer by layer, from the first layer's ``h``."""
+        net = self.net
+        skip = h
+        for layer, hidden in enumerate(net.hidden):
+            if layer % 2 == 0:
+                skip = h
+            if self.norms:
+                scale, shift = self.norms[layer]
+                h = torch.addcmul(shift[mine], h, scale[mine])
+            self.seen[layer][:, mine] = net.activation(h)
+            assert isinstance(hidden, nn.Linear)
+            h = linear(self.seen[layer][:, : mine.stop], hidden.weight[mine, : mine.stop], hidden.bias[mine])
+            if net.residual and layer % 2:
+                h = torch.addcmul(skip, h, self.gates[layer // 2][:, mine]) if self.gates else skip + h
+        self.seen[-1][:, mine] = net.activation(h)
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale

@@ -1,0 +1,53 @@
+"""An unfolded autoregressive network gives what its passes give, and a draw costs one pass of it."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from zoo import scatter
+
+from fluvial.flows import build_flow
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"residual": True, "gate": True, "batch_norm": True},
+        {"residual": True, "activation": "relu"},
+        {"width": 8, "depth": 1},
+        {"dropout": 0.2, "activation": "tanh"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("targets", "context"), [(1, 0), (1, 2), (2, 2), (11, 3), (11, 0)])
+@pytest.mark.parametrize("architecture", ["maf", "autoregressive-spline"])
+def test_unfolding_is_the_inverse(architecture, targets, context, options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(targets)
+        flow = build_flow(architecture, targets=targets, context=context, **({"width": 24} | options))
+    bijection = scatter(flow, 0.2).double().eval().bijection
+    generator = torch.Generator().manual_seed(5)
+    z = torch.randn(4, 7, targets, generator=generator, dtype=torch.float64)
+    c = torch.randn(4, 7, context, generator=generator, dtype=torch.float64) if context else None
+    with torch.no_grad():
+        x, logdet = bijection.inverse(z, c)
+        back, other = bijection.forward(x, c)
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(logdet, -other)
+    slow, slow_logdet = bijection.inverse(z, c)  # with gradients: a pass for every coordinate
+    torch.testing.assert_close(x, slow.detach())
+    torch.testing.assert_close(logdet, slow_logdet.detach())
+
+
+def test_a_draw_costs_about_one_pass():
+    flow = build_flow("maf", targets=16, context=4, steps=1, width=64)
+    flops = {}
+    with torch.no_grad():
+        for name, act in {
+            "pass": lambda c: flow(c).log_prob(torch.zeros(100, 16)),
+            "draw": lambda c: flow(c).sample(),
+        }.items():
+            with FlopCounterMode(display=False) as counter:
+                act(torch.zeros(100, 4))
+            flops[name] = counter.get_total_flops()
+    assert flops["draw"] < 1.1 * flops["pass"]
