@@ -406,3 +406,21 @@ def test_what_ended_early_stays_ended_until_asked_to_go_further() -> None:
     assert torch.equal(weights(again.flow), weights(fit.flow))
     again.load(fit.state(), further=True)
     assert len([e for e in again.run() if isinstance(e, EpochEvent)]) >= 2
+
+
+def test_compilation_is_asked_for_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def compiled(function: Any) -> Any:
+        asked.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    fit = trainer(gaussian(), compile=True)
+    plain = trainer(gaussian())
+    assert told(list(fit.run())) == told(list(plain.run()))
+    assert asked == [fit.flow.loss]
+    assert fit.compile_seconds is not None
+    assert fit.compile_seconds > 0
+    assert plain.compile_seconds is None
+    assert "loss" not in vars(fit.flow)
