@@ -57,11 +57,13 @@ def kind(field: dict[str, Any]) -> str:
         return f"`{field['const']}`"
     if field.get("type") == "array":
         return "[lower, upper]" if "prefixItems" in field else f"list of {kind(field.get('items', {}))}"
-    if field.get("type") == "object":
-        return "table"
-    return {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}.get(
-        field.get("type", ""), field.get("type", "value")
-    )
+    return {
+        "integer": "integer",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+        "object": "table",
+    }.get(field.get("type", ""), field.get("type", "value"))
 
 
 def table(properties: dict[str, Any], required: list[str]) -> list[str]:

@@ -127,8 +127,8 @@ def test_a_file_of_another_writer(tmp_path: Path) -> None:
 
 
 def test_lists_and_dates_are_no_numbers(tmp_path: Path) -> None:
-    path = save(tmp_path / "m.parquet", {"x": [[1.0], [2.0]], "y": [1.0, 2.0]})
-    with pytest.raises(DataError, match=r"column 'x' is stored as list<"):
+    path = save(tmp_path / "m.parquet", {"x": [["a"], ["b"]], "y": [1.0, 2.0]})
+    with pytest.raises(DataError, match=r"column 'x' \(string\) holds 'a' in row 0"):
         open_table(path).read(["x"])
     (tmp_path / "m.csv").write_text("night,x\n2020-01-01,1\n")
     with pytest.raises(DataError, match="column 'night' is stored as date32"):
@@ -185,8 +185,12 @@ def test_missing_file_names_the_one_like_it(tmp_path: Path) -> None:
 
 
 def test_folder_and_unknown_suffix(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder without tables; expected files .*\.parquet"):
+        open_table(tmp_path)
     save(tmp_path / "mergers.parquet", {"x": [1.0]})
-    with pytest.raises(DataError, match=r"is a folder; expected a file .*tables in it: mergers\.parquet"):
+    assert open_table(tmp_path).rows() == 1
+    (tmp_path / "mergers.csv").write_text("x\n1\n")
+    with pytest.raises(DataError, match=r"several formats \(\.csv, \.parquet\); name those of one"):
         open_table(tmp_path)
     (tmp_path / "mergers.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"suffix '\.xlsx'; expected one of \.parquet, \.pq, \.csv"):
@@ -282,6 +286,24 @@ def test_write_refuses(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least one column"):
         write_table(tmp_path / "x.csv", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_few_values_are_written_as_a_dictionary(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    z = rng.choice(np.geomspace(1e-4, 0.03, 15), 50_000)
+    mass = rng.lognormal(3, 1, 50_000).astype(np.float32)
+    path = tmp_path / "grid.parquet"
+    write_table(path, {"Z": z, "mass": mass, "alpha": z > 0.01}, dictionary=["Z"])
+    reader = open_table(path)
+    np.testing.assert_array_equal(reader.levels("Z"), np.unique(z))
+    assert reader.levels("alpha") is None
+    for name, values in {"Z": z, "mass": mass}.items():
+        np.testing.assert_array_equal(reader.read([name])[name], values)
+    columns = {c.path_in_schema: c for c in map(pq.ParquetFile(path).metadata.row_group(0).column, range(3))}
+    assert columns["Z"].total_compressed_size < 50_000 * 4.2 / 8  # log2(15) = 3.9 bits a row
+    assert columns["mass"].total_compressed_size < 50_000 * 3.6  # its mantissa alone takes 2.9 bytes
+    with pytest.raises(DataError, match="dictionary: no column 'z'; did you mean 'Z'"):
+        write_table(path, {"Z": z}, dictionary=["z"])
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npy"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fluvial.errors import StudyError
-from fluvial.flows import ARCHITECTURES
+from fluvial.flows import ARCHITECTURES, build_flow
 from fluvial.study import Study, parse_study, read_study
 
 BASE: dict[str, Any] = {"data": {"source": "a.parquet", "targets": ["x", "y"], "context": ["c"]}}
@@ -46,7 +46,7 @@ def test_defaults() -> None:
 def test_flow_options_are_those_of_the_architecture(architecture: str) -> None:
     options = study(flow={"architecture": architecture, "width": 17}).flow_options
     assert options["width"] == 17
-    ARCHITECTURES[architecture](2, 1, **options)
+    build_flow(architecture, targets=2, context=1, **options)
     assert "architecture" not in options
 
 
@@ -86,7 +86,7 @@ def test_an_unknown_key_names_the_nearest(changes: dict[str, Any], message: str)
         ({"data": 3}, r"\[data\]: expected a table of keys; found 3"),
         ({"flow": 3}, r"\[flow\]: expected a table of keys; found 3"),
         ({"columns": {"x": 3}}, r"\[columns.x\]: expected a table of keys; found 3"),
-        ({"data": {"source": 3}}, r"\[data\] source: input should be a valid string; found 3"),
+        ({"data": {"source": 3}}, r"\[data\] source: expected a path or a list of paths; found 3"),
         ({"data": {"targets": "x"}}, r"\[data\] targets: input should be a valid list; found 'x'"),
         ({"data": {"targets": []}}, r"\[data\] targets: list should have at least 1 item"),
         ({"data": {"context": ["x"]}}, r"\[data\]: every column once.* found twice: x"),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fluvial.apps.collider.commands import app as collider_app
+
 if TYPE_CHECKING:
     from fluvial.check import CheckResult
 
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(collider_app)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]

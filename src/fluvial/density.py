@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from fluvial import __version__
+from fluvial.data.expressions import parse_expression
 from fluvial.data.schema import Column, Schema
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.errors import DataError, RunError, StudyError, nearest
@@ -378,18 +379,15 @@ def _stack(table: Any, columns: tuple[Column, ...], what: str) -> np.ndarray:
                 f"{what}: expected an array [..., {len(names)}] for columns {_listed(names)}; got shape {table.shape}."
             )
         return np.asarray(table, dtype=np.float64)
+    known = _known(table)
     arrays = []
-    for name in names:
-        try:
-            values = table[name]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise DataError(
-                f"{what}: expected columns {_listed(names)}; {name!r} is missing{nearest(name, _known(table))}."
-            ) from None
-        try:
-            arrays.append(np.asarray(values, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{what}: column {name} is not numeric ({error}).") from error
+    for column in columns:
+        if column.expression is None or column.name in known:
+            arrays.append(_numbers(table, column.name, names, what))
+            continue
+        expression = parse_expression(column.expression, f"{what}: {column.name}")
+        expression.require(known, what)
+        arrays.append(expression({name: _numbers(table, name, names, what) for name in expression.columns}))
     try:
         return np.stack(np.broadcast_arrays(*arrays), axis=-1)
     except ValueError:
@@ -397,6 +395,19 @@ def _stack(table: Any, columns: tuple[Column, ...], what: str) -> np.ndarray:
         raise DataError(
             f"{what}: expected columns of one shape, or shapes that broadcast; got {shapes}."
         ) from None
+
+
+def _numbers(table: Any, name: str, names: list[str], what: str) -> np.ndarray:
+    try:
+        values = table[name]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise DataError(
+            f"{what}: expected columns {_listed(names)}; {name!r} is missing{nearest(name, _known(table))}."
+        ) from None
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: column {name} is not numeric ({error}).") from error
 
 
 def _whole(name: str, value: Any, *, least: int) -> int:

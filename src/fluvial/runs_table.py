@@ -55,7 +55,7 @@ def flat_row(run: RunFolder) -> dict[str, Any]:
         rows_per_second=training.get("rows_per_second"),
         weights=record.get("weights"),
         rows=record.get("data", {}).get("rows_kept"),
-        source=study.get("data", {}).get("source"),
+        source=_text(study.get("data", {}).get("source")),
         started=record.get("started"),
         test_nll=record.get("checks", {}).get("test_nll"),
         kl=record.get("checks", {}).get("kl"),
@@ -327,6 +327,10 @@ def _compare(op: ast.cmpop, a: Any, b: Any) -> bool:
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({name for row in rows for name in row})
+
+
+def _text(value: str | list[str] | None) -> str | None:
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def _minutes(seconds: float | None) -> float | None:

@@ -8,6 +8,7 @@ signature, so a study and the code cannot drift apart.
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -27,7 +28,9 @@ from pydantic import (
     model_validator,
 )
 
+from fluvial.data.expressions import parse_expression, quoted
 from fluvial.data.schema import Column, Role, Schema, Support
+from fluvial.data.select import in_source_columns, parse_derived
 from fluvial.data.transforms import choose_transform, implied_support
 from fluvial.errors import StudyError, nearest
 from fluvial.flows.build import architecture_options, build_flow, default_architecture
@@ -43,6 +46,36 @@ Names = Annotated[list[str], Field(strict=False)]  # from Python, a tuple will d
 class _Section(BaseModel):
     # Strict: `epochs = "30"` and `epochs = true` are mistakes, not numbers; `clip = 5` is a number.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+_RANGE = re.compile(r"(.+)\[(\d+):(\d+)\]")
+
+
+def expand_columns(names: Any) -> Any:
+    """Return names of columns with ``data[2:4]`` written out, as ``data[2]`` and ``data[3]``.
+
+    >>> expand_columns(["Z", "data[2:4]"])
+    ['Z', 'data[2]', 'data[3]']
+    """
+    if not isinstance(names, (list, tuple)):
+        return names  # pydantic says what was expected
+    out = []
+    for name in names:
+        found = _RANGE.fullmatch(name) if isinstance(name, str) else None
+        if found and int(found[2]) >= int(found[3]):
+            raise ValueError(f"expected a range of columns [a:b] with a < b; found {name!r}")
+        out += [f"{found[1]}[{i}]" for i in range(int(found[2]), int(found[3]))] if found else [name]
+    return out
+
+
+def _read_source(value: Any) -> Any:
+    several = isinstance(value, (list, tuple)) and value
+    if isinstance(value, str) or (several and all(isinstance(one, str) for one in value)):
+        return value if isinstance(value, str) else list(value)
+    raise ValueError(f"expected a path or a list of paths; found {value!r:.80}")
+
+
+Columns = Annotated[Names, BeforeValidator(expand_columns)]
 
 
 class SplitSection(_Section):
@@ -63,9 +96,30 @@ class SplitSection(_Section):
 class DataSection(_Section):
     """Which table, which columns, which rows."""
 
-    source: str = Field(description="the table, Parquet or CSV; a relative path is beside the study")
-    targets: Annotated[Names, Field(min_length=1, description="the columns that the density is over")]
-    context: Names = Field(default=[], description="the columns that it is conditioned on; may be none")
+    source: Annotated[str | list[str], BeforeValidator(_read_source)] = Field(
+        description='the table: a file, a glob such as "train/*.h5", a folder, a list of these, or "hf://owner/name"; '
+        "a relative path is beside the study"
+    )
+    targets: Annotated[
+        Names,
+        Field(
+            min_length=1,
+            description='the columns that the density is over; "data[14:31]" stands for 17 elements of an array',
+        ),
+        BeforeValidator(expand_columns),
+    ]
+    context: Columns = Field(default=[], description="the columns that it is conditioned on; may be none")
+    where: str | None = Field(
+        default=None,
+        description="a condition; only rows for which it holds are used: `Mass_0 < 100 and Z > 0.001`",
+    )
+    derive: dict[str, str] = Field(
+        default={}, description='columns made of others, by name: `ptRatio = "Jet_pt / GenJet_pt"`'
+    )
+    names: dict[str, Names] = Field(
+        default={},
+        description='names for the columns of a 2-D one: `"data[0:2]" = ["pt", "eta"]`, or `data = [...]` for all',
+    )
     split: SplitSection = Field(default=SplitSection(), description="shares of the rows, see below")
     seed: Seed = Field(default=0, description="decides which row falls in which split")
     missing: Literal["error", "drop"] = Field(
@@ -74,6 +128,34 @@ class DataSection(_Section):
     outside: Literal["error", "drop"] = Field(
         default="error", description="what to do with rows outside a support"
     )
+
+    @model_validator(mode="after")
+    def _expressions(self) -> DataSection:
+        if self.where is not None:
+            parse_expression(self.where, "[data] where", "condition")
+        in_source_columns(parse_derived(self.derived))
+        return self
+
+    @property
+    def derived(self) -> dict[str, str]:
+        """The expression of every column that is not in the source under its own name.
+
+        >>> DataSection(source="a.h5", targets=["r"], derive={"r": "x / y"}, names={"data[3:5]": ["x", "y"]}).derived
+        {'x': 'data[3]', 'y': 'data[4]', 'r': 'x / y'}
+        """
+        named: dict[str, str] = {}
+        for columns, names in self.names.items():
+            elements = expand_columns([columns]) if columns.endswith("]") else []
+            elements = elements or [f"{columns}[{i}]" for i in range(len(names))]
+            if len(elements) != len(names):
+                raise ValueError(
+                    f"names: {columns} has {len(elements)} columns; found {len(names)} names for it"
+                )
+            for name, element in zip(names, elements, strict=True):
+                if name in named or name in self.derive:
+                    raise ValueError(f"names: every name once; found {name!r} twice")
+                named[name] = quoted(element)
+        return named | self.derive
 
     @model_validator(mode="after")
     def _once(self) -> DataSection:
@@ -245,6 +327,7 @@ class Study(_Section):
     @property
     def schema_(self) -> Schema:
         """The columns of the study as a schema."""
+        expressions = in_source_columns(parse_derived(self.data.derived))
 
         def column(name: str, role: Role) -> Column:
             section = self.columns.get(name, ColumnSection())
@@ -256,6 +339,7 @@ class Study(_Section):
                 support=implied_support(section.transform, support),
                 transform=section.transform,
                 label=section.label,
+                expression=expressions.get(name),
             )
 
         return Schema(
@@ -365,6 +449,9 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix:
             lines.append(f"{_key(path)}: expected a table of keys; found {problem['input']!r:.80}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if message.startswith("["):  # it names its key itself
+                lines.append(message)
+                continue
             found = "" if problem["type"] == "value_error" else f"; found {problem['input']!r:.80}"
             lines.append(f"{_key(path)}: {message[0].lower()}{message[1:]}{found}")
     return "\n".join(f"{where}: {line}" for line in lines)

@@ -40,7 +40,9 @@ class Column:
     """One named variable: role, unit, support, transform, and a label for plots.
 
     ``transform`` names how the column is brought to the real line (see ``fluvial.data.transforms``);
-    ``None`` leaves the choice to the rule there.
+    ``None`` leaves the choice to the rule there. ``length`` is that of an array column (a spectrum), ``None``
+    for a scalar; ``expression`` makes a derived column from columns of the source (see
+    ``fluvial.data.expressions``), where a table does not hold it already.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Column:
     support: Support = field(default_factory=Support)
     transform: str | None = None
     label: str = ""
+    length: int | None = None
+    expression: str | None = None
 
     @property
     def title(self) -> str:
@@ -101,6 +105,9 @@ class Schema:
 def _column_to_json(column: Column) -> dict[str, Any]:
     out = asdict(column)
     del out["role"]
+    for name in ("length", "expression"):
+        if out[name] is None:
+            del out[name]
     bounds = (column.support.lower, column.support.upper)
     out["support"] = [b if math.isfinite(b) else None for b in bounds]
     return out

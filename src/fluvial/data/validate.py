@@ -6,7 +6,8 @@ Everything that is wrong with a table is said at once, column by column, with th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -65,40 +66,101 @@ def validate(
     >>> table["mass"], report.dropped
     (array([ 8., 30.]), {'mass: missing': 1})
     """
-    columns = _columns(table, schema, where)
-    rows = next(iter(columns.values())).size if columns else 0
-    keep: np.ndarray | None = None  # None while every row is sound: the common case allocates nothing
-    faults: list[str] = []
-    dropped: dict[str, int] = {}
-    for column in schema.columns:
-        values = columns[column.name]
-        if _sound(values, column):
-            continue
-        finite = np.isfinite(values)
-        for reason, handling, bad in (
-            ("missing", missing, ~finite),
-            ("outside", outside, finite & ~column.support.contains(values)),
-        ):
-            count = int(np.count_nonzero(bad))
-            if count == 0:
+    checking = Validation(schema, where=where, missing=missing, outside=outside)
+    columns, keep = checking.add(table)
+    return columns if keep is None else {n: v[keep] for n, v in columns.items()}, checking.finish()
+
+
+class Validation:
+    """:func:`validate` for a table that comes in pieces: :meth:`add` each, in order, then :meth:`finish`.
+
+    Memory holds a few numbers a column, whatever the rows. ``locate`` says where row ``i`` is, for messages.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        where: str,
+        missing: Handling = "error",
+        outside: Handling = "error",
+        locate: Callable[[int], str] = "row {}".format,
+    ) -> None:
+        self._schema, self._where, self._locate = schema, where, locate
+        self._handling: dict[str, Handling] = {"missing": missing, "outside": outside}
+        self._read = self._kept = 0
+        self._faults = {c.name: {"missing": _Fault(), "outside": _Fault()} for c in schema.columns}
+        self._range = {c.name: [math.inf, -math.inf] for c in schema.columns}
+
+    def add(
+        self, table: Mapping[str, np.ndarray], rows: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Return the schema's columns as float64, and which rows are sound: ``[n]`` bool, ``None`` for all.
+
+        ``rows`` are the numbers of the rows in the source; left out, they follow those seen before. Raises
+        :class:`~fluvial.errors.DataError` where a column is absent or lengths differ; what is wrong with
+        values waits for :meth:`finish`.
+        """
+        columns = _columns(table, self._schema, self._where)
+        size = len(next(iter(columns.values()))) if columns else 0
+        keep: np.ndarray | None = None  # None while every row is sound: the common case allocates nothing
+        for column in self._schema.columns:
+            values = columns[column.name]
+            if _sound(values, column):
                 continue
-            keep = ~bad if keep is None else keep & ~bad
-            if handling == "drop":
-                dropped[f"{column.name}: {reason}"] = count
-            else:
-                describe = _missing if reason == "missing" else _outside
-                faults.append(describe(column, values, bad, count))
-    if keep is not None:
-        columns = {name: values[keep] for name, values in columns.items()}
-    kept = rows if keep is None else int(np.count_nonzero(keep))
-    if kept:
-        faults += _constants(columns, schema)
-    elif not faults:
-        faults.append(_empty(rows, dropped))
-    if faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise DataError(f"{where}: the table ({rows} rows) does not fit the study:\n{listed}")
-    return columns, Report(rows, kept, dropped)
+            finite = np.isfinite(values)
+            wrong = {"missing": ~finite, "outside": finite & ~column.support.contains(values)}
+            for reason, bad in wrong.items():
+                if bad.any():
+                    first, bad = _of_rows(values, bad)
+                    keep = ~bad if keep is None else keep & ~bad
+                    self._faults[column.name][reason].add(first, bad, rows, self._read)
+        kept = size if keep is None else int(np.count_nonzero(keep))
+        self._read, self._kept = self._read + size, self._kept + kept
+        if kept:
+            for name, values in columns.items():
+                sound = values if keep is None else values[keep]
+                low, high = self._range[name]
+                self._range[name] = [min(low, float(sound.min())), max(high, float(sound.max()))]
+        return columns, keep
+
+    def finish(self) -> Report:
+        """Return what was read, kept and dropped, or raise one error that lists every fault."""
+        faults: list[str] = []
+        dropped: dict[str, int] = {}
+        for column in self._schema.columns:
+            for reason, fault in self._faults[column.name].items():
+                if fault.count and self._handling[reason] == "drop":
+                    dropped[f"{column.name}: {reason}"] = fault.count
+                elif fault.count:
+                    describe = _missing if reason == "missing" else _outside
+                    faults.append(describe(column, fault, self._locate(fault.row)))
+        if self._kept:
+            faults += _constants(self._range, self._schema)
+        elif not faults:
+            faults.append(_empty(self._read, dropped))
+        if faults:
+            listed = "\n".join(f"  - {fault}" for fault in faults)
+            raise DataError(f"{self._where}: the table ({self._read} rows) does not fit the study:\n{listed}")
+        return Report(self._read, self._kept, dropped)
+
+
+@dataclass
+class _Fault:
+    """One kind of fault in one column: how many values, and the first."""
+
+    count: int = 0
+    nan: int = 0
+    row: int = 0
+    value: float = math.nan
+
+    def add(self, values: np.ndarray, bad: np.ndarray, rows: np.ndarray | None, before: int) -> None:
+        if self.count == 0:
+            first = int(bad.argmax())
+            self.row = before + first if rows is None else int(rows[first])
+            self.value = float(values[first])
+        self.count += int(np.count_nonzero(bad))
+        self.nan += int(np.count_nonzero(np.isnan(values[bad])))
 
 
 def _columns(table: Mapping[str, np.ndarray], schema: Schema, where: str) -> dict[str, np.ndarray]:
@@ -106,11 +168,27 @@ def _columns(table: Mapping[str, np.ndarray], schema: Schema, where: str) -> dic
     absent = [f"no column {name!r}{nearest(name, table)}" for name in names if name not in table]
     if absent:
         raise DataError(f"{where}: " + "; ".join(absent))
-    columns = {name: np.asarray(table[name], dtype=np.float64) for name in names}
-    if len({values.shape for values in columns.values()}) > 1 or any(v.ndim != 1 for v in columns.values()):
+    columns = {c.name: _plain(table[c.name], c) for c in schema.columns}
+    expected = {c.name: (c.length,) if c.length is not None else () for c in schema.columns}
+    scalar = not any(expected.values())
+    sizes = {values.shape[:1] for values in columns.values()}
+    if len(sizes) > 1 or any(values.shape[1:] != expected[name] for name, values in columns.items()):
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in columns.items())
-        raise DataError(f"{where}: expected 1-D columns of one length; got {shapes}")
+        of = (
+            "" if scalar else " and arrays " + ", ".join(f"{n} [n, {s[0]}]" for n, s in expected.items() if s)
+        )
+        raise DataError(f"{where}: expected 1-D columns{of} of one length; got {shapes}")
     return columns
+
+
+def _plain(values: np.ndarray, column: Column) -> np.ndarray:
+    """Return float64; an array column keeps float32, half the memory of a table of spectra."""
+    values = np.asarray(values)
+    return (
+        values
+        if column.length is not None and values.dtype == np.float32
+        else values.astype(np.float64, copy=False)
+    )
 
 
 def _sound(values: np.ndarray, column: Column) -> bool:
@@ -121,31 +199,40 @@ def _sound(values: np.ndarray, column: Column) -> bool:
     return bool((np.isfinite(extremes) & column.support.contains(extremes)).all())
 
 
-def _missing(column: Column, values: np.ndarray, bad: np.ndarray, count: int) -> str:
-    nan, row = int(np.count_nonzero(np.isnan(values))), int(bad.argmax())
-    return (
-        f"{column.name}: {count} values are not finite ({nan} NaN, {count - nan} infinite), the first in "
-        f'row {row}; mend the data, or set `missing = "drop"` under [data] to drop those rows'
+def _of_rows(values: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return one value a row, and whether it is bad: of an array, the first bad number in it."""
+    if values.ndim == 1:
+        return values, bad
+    return np.take_along_axis(values, bad.argmax(axis=1)[:, None], axis=1)[:, 0], np.logical_or.reduce(
+        bad, axis=1
     )
 
 
-def _outside(column: Column, values: np.ndarray, bad: np.ndarray, count: int) -> str:
-    support, row = column.support, int(bad.argmax())
-    ends = " (the ends are not part of it)" if values[row] in (support.lower, support.upper) else ""
+def _missing(column: Column, fault: _Fault, where: str) -> str:
     return (
-        f"{column.name}: {count} values lie outside the support {support}{ends}, the first in row {row}: "
-        f"{values[row]:g}; mend the data, widen `support` under [columns.{column.name}], or set "
+        f"{column.name}: {fault.count} values are not finite ({fault.nan} NaN, {fault.count - fault.nan} "
+        f'infinite), the first in {where}; mend the data, or set `missing = "drop"` under [data] to drop '
+        "those rows"
+    )
+
+
+def _outside(column: Column, fault: _Fault, where: str) -> str:
+    support = column.support
+    ends = " (the ends are not part of it)" if fault.value in (support.lower, support.upper) else ""
+    return (
+        f"{column.name}: {fault.count} values lie outside the support {support}{ends}, the first in {where}: "
+        f"{fault.value:g}; mend the data, widen `support` under [columns.{column.name}], or set "
         '`outside = "drop"` under [data] to drop those rows'
     )
 
 
-def _constants(columns: Mapping[str, np.ndarray], schema: Schema) -> list[str]:
+def _constants(ranges: Mapping[str, Sequence[float]], schema: Schema) -> list[str]:
     """Describe the columns that hold one value only, and so give no scale to standardise by."""
     return [
-        f"{c.name}: every row holds {columns[c.name][0]:g}, so there is nothing to learn; remove it from "
+        f"{c.name}: every row holds {ranges[c.name][0]:g}, so there is nothing to learn; remove it from "
         f"{'targets' if c.role == 'target' else 'context'} under [data]"
         for c in schema.columns
-        if columns[c.name].min() == columns[c.name].max()
+        if ranges[c.name][0] == ranges[c.name][1]
     ]
 
 

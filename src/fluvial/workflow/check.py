@@ -45,7 +45,7 @@ def check_run(run: str | Path) -> list[CheckResult]:
     folder = RunFolder.open(run)
     record = folder.record()
     study, _ = read_study(folder.path / STUDY)
-    source = Path(record["data"]["source"])
+    source = record["data"]["source"]
     rows = read_rows(study, source)
     if rows.facts["fingerprint"]["sha256"] != record["data"]["fingerprint"]["sha256"]:
         raise RunError(

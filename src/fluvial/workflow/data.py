@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.data.readers import Reader, fingerprint, open_table
-from fluvial.data.schema import Schema
+from fluvial.data.readers import Source, fingerprint, open_table
+from fluvial.data.schema import Column, Schema
+from fluvial.data.select import View
 from fluvial.data.stream import Split, split_rows
 from fluvial.data.transforms import ColumnTransforms
-from fluvial.data.validate import validate
+from fluvial.data.validate import Validation
 from fluvial.errors import DataError, nearest
 from fluvial.study import Study
 
@@ -42,48 +43,80 @@ class Rows:
         return None if self.truth is None else self.truth[getattr(self.split, name)]
 
 
-def read_rows(study: Study, source: Path) -> Rows:
-    """Read and validate the table of a study, and split its rows.
+def read_rows(study: Study, source: Source) -> Rows:
+    """Read and validate the rows of a table that the study's filter keeps, and split them.
+
+    ``source`` is the study's, as it is found from the working directory. A row falls to its split by its number
+    in the source, so that a filter moves none.
 
     Raises
     ------
     DataError
-        If the file cannot be read, lacks a column, holds values that the study does not allow, or leaves a
+        If the source cannot be read, lacks a column, holds values that the study does not allow, or leaves a
         split without rows, or the train split with a column that does not vary.
     """
-    schema, truth, where = study.schema_, study.check.truth, str(source)
-    names = schema.target_names + schema.context_names
-    reader = open_table(source)
-    known = reader.columns()
+    truth, where = study.check.truth, _listed(source)
+    view = View(open_table(source), study.data.where, study.data.derived)
+    schema = with_lengths(study.schema_, view)
+    known = view.columns()
     if truth is not None and truth not in known:
         raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
-    raw = reader.read(names)
-    table, kept = validate(raw, schema, where=where, missing=study.data.missing, outside=study.data.outside)
-    rows = _sound_rows(raw, schema) if kept.rows_kept < kept.rows_read else np.arange(kept.rows_read)
-    known_truth = None if truth is None else _read_truth(reader, truth, rows)
-    split = _split(study, kept.rows_read, rows, where)
+    raw, numbers = view.read(schema.target_names + schema.context_names + ([truth] if truth else []))
+    checking = Validation(
+        schema, where=where, missing=study.data.missing, outside=study.data.outside, locate=view.place
+    )
+    table, keep = checking.add(raw, numbers)
+    kept = checking.finish()
+    if keep is not None:
+        table, numbers = {name: values[keep] for name, values in table.items()}, numbers[keep]
+    known_truth = None
+    if truth is not None:
+        known_truth = _sound_truth(raw[truth] if keep is None else raw[truth][keep], numbers, view, truth)
+    split = _split(study, view.source_rows(), numbers, where)
     _check_varies(table, schema, split.train, where)
     facts = {
         "fingerprint": fingerprint(source),
+        "rows_in_source": view.source_rows(),
         **kept.to_json(),
         "split": {name: len(getattr(split, name)) for name in SPLITS},
     }
     return Rows(schema, table, known_truth, split, facts)
 
 
-def _sound_rows(raw: Mapping[str, np.ndarray], schema: Schema) -> np.ndarray:
-    """Return the numbers of the rows that :func:`fluvial.data.validate.validate` keeps."""
-    sound = [c.support.contains(raw[c.name]) & np.isfinite(raw[c.name]) for c in schema.columns]
-    return np.flatnonzero(np.logical_and.reduce(sound))
+def with_lengths(schema: Schema, view: View) -> Schema:
+    """Return the schema with the length of every array column, as the source has it.
+
+    Raises
+    ------
+    DataError
+        If a target is an array, or a column is missing, or the files of the source disagree about it.
+    """
+
+    def known(column: Column) -> Column:
+        length = view.length(column.name)
+        if length is not None and column.role == "target":
+            raise DataError(
+                f"{view.reader.path}: target {column.name} is an array of {length} numbers a row; expected one number: "
+                f'name its elements, as in "{column.name}[0:{length}]", or make it context'
+            )
+        return replace(column, length=length)
+
+    return Schema(tuple(map(known, schema.targets)), tuple(map(known, schema.context)))
 
 
-def _read_truth(reader: Reader, name: str, rows: np.ndarray) -> np.ndarray:
-    values = reader.read([name])[name][rows]
+def _listed(source: Source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return ", ".join(os.fspath(one) for one in source)
+
+
+def _sound_truth(values: np.ndarray, numbers: np.ndarray, view: View, name: str) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise DataError(
-            f"{reader.path}: column {name!r} ([check] truth) holds {bad.size} values that are not finite, "
-            f"the first in row {rows[bad[0]]}; expected the exact log-density of every row that is used."
+            f"{view.reader.path}: column {name!r} ([check] truth) holds {bad.size} values that are not finite, "
+            f"the first in {view.place(int(numbers[bad[0]]))}; expected the exact log-density of every row that "
+            "is used."
         )
     return values
 

@@ -15,9 +15,10 @@ from typing import Any
 import tomli_w
 import torch
 
+from fluvial.data.readers import absolute_source, source_beside
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
-from fluvial.errors import DataError, RunError
+from fluvial.errors import DataError, RunError, StudyError
 from fluvial.flows.build import build_flow
 from fluvial.loggers import Logger, make_loggers
 from fluvial.record import (
@@ -93,9 +94,10 @@ def fit(
         if group.writes:
             check_new(Path(runs), name)
         began = time.perf_counter()
-        source = folder / parsed.data.source
+        source = source_beside(parsed.data.source, folder)
         tell(f"reading {source}")
         rows = read_rows(parsed, source)
+        _refuse_arrays(rows)
         density = _new_density(parsed, rows)
         if parsed.training.start:
             tell(start_from(density, find_start(parsed.training.start, folder, Path(runs))))
@@ -157,7 +159,7 @@ def resume(
         checkpoint = Checkpoint.load(path) if path.exists() else None
         _extend(folder, record, checkpoint, epochs)
         reporting = make_loggers(loggers) if group.writes else []
-        source = Path(record["data"]["source"])
+        source = record["data"]["source"]
         tell(f"reading {source}")
         rows = read_rows(study, source)
         if rows.facts["fingerprint"]["sha256"] != record["data"]["fingerprint"]["sha256"]:
@@ -328,8 +330,17 @@ def _read(study: str | Path | Mapping[str, Any]) -> tuple[Study, str, Path, str]
     return parsed, text, Path(study).parent, Path(study).stem
 
 
+def _refuse_arrays(rows: Rows) -> None:
+    for column in rows.schema.context:
+        if column.length is not None:
+            raise StudyError(
+                f"[data] context: {column.name} is an array of {column.length} numbers a row, which no architecture "
+                f'takes yet; expected numbers: name its elements, as in "{column.name}[0:{column.length}]".'
+            )
+
+
 def _record(
-    study: Study, text: str, source: Path, rows: Rows, density: Density, *, seconds: float
+    study: Study, text: str, source: str | list[str], rows: Rows, density: Density, *, seconds: float
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -343,7 +354,7 @@ def _record(
         "weights": sum(p.numel() for p in density.flow.parameters()),
         "study": _resolved(study, rows, density),
         "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "data": {"source": str(source.resolve()), **rows.facts},
+        "data": {"source": absolute_source(source), **rows.facts},
         "transforms": {**density.target_transforms.describe(), **density.context_transforms.describe()},
         "seeds": {"split": study.data.seed, "training": study.training.seed, "check": study.check.seed},
         "timings": {"reading": seconds},

@@ -153,16 +153,23 @@ def _panel_list(schema: Schema, arrays: dict[str, np.ndarray]) -> list[Panel]:
     return panels
 
 
+def _source(source: str | list[str]) -> str:
+    return source if isinstance(source, str) else ", ".join(source)
+
+
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     data, versions, machine = record["data"], record["versions"], record["machine"]
     split = ", ".join(f"{name} {count:,}" for name, count in data["split"].items())
     dropped = ", ".join(f"{name} {count:,}" for name, count in data["dropped"].items()) or "none"
     timings = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in record["timings"].items())
+    where = record["study"]["data"].get("where")
+    passed = f"{data['rows_read']:,} of {data.get('rows_in_source', data['rows_read']):,} rows"
     return [
         ("Status", f"{record['status']}; {record['stopped']}"),
-        ("Data", f"{data['source']} ({data['fingerprint']['bytes']:,} bytes)"),
+        ("Data", f"{_source(data['source'])} ({data['fingerprint']['bytes']:,} bytes)"),
         ("Data SHA-256", data["fingerprint"]["sha256"]),
         ("Study SHA-256", record["study_sha256"]),
+        *([("Filter", f"{where}: {passed}")] if where else []),
         ("Rows", f"{data['rows_kept']:,} of {data['rows_read']:,}; dropped: {dropped}"),
         ("Split", split),
         ("Flow", f"{record['architecture']}, {record['weights']:,} weights"),

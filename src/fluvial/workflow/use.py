@@ -10,6 +10,7 @@ import numpy as np
 
 from fluvial.data.readers import open_table
 from fluvial.data.schema import Column
+from fluvial.data.select import View
 from fluvial.density import DENSITY_FILE, Density
 from fluvial.errors import DataError, nearest
 from fluvial.files import write_atomically
@@ -123,7 +124,7 @@ def log_prob_table(density: Density, table: str | Path) -> dict[str, np.ndarray]
 
 
 def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.ndarray]:
-    """Read columns of a table file, fit for a density to be asked about.
+    """Read columns of a table, fit for a density to be asked about; a derived one is computed where it is absent.
 
     Raises
     ------
@@ -131,7 +132,11 @@ def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.nd
         If the file or a column is not there, or a value is missing or (in a context column) outside the
         support; the message names the first such row.
     """
-    table = open_table(path).read([c.name for c in columns])
+    reader = open_table(path)
+    known = reader.columns()
+    absent = {c.name: c.expression for c in columns if c.expression is not None and c.name not in known}
+    view = View(reader, derive=absent)
+    table, _ = view.read([c.name for c in columns])
     for column in columns:
         values = table[column.name]
         if column.role == "target":
@@ -143,6 +148,6 @@ def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.nd
             row = int(bad.argmax())
             raise DataError(
                 f"{path}: column {column.name}: {int(bad.sum())} of {len(values)} values are {what}, the "
-                f"first in row {row}: {values[row]:g}; correct those rows, or leave them out."
+                f"first in {view.place(row)}: {values[row]:g}; correct those rows, or leave them out."
             )
     return table

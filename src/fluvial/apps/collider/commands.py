@@ -1,0 +1,123 @@
+"""The verbs of ``fluvial collider``. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fluvial.apps.collider.extract import FileResult
+    from fluvial.apps.collider.generate import Generated
+
+app = typer.Typer(
+    name="collider",
+    help="Jets and muons: NanoAOD in, NanoAOD out.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _collider() -> None:
+    """Jets and muons: NanoAOD in, NanoAOD out."""
+
+
+@app.command()
+def extract(
+    files: Annotated[list[str], typer.Argument(help="NanoAOD files.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet table to write.")],
+    object_name: Annotated[str, typer.Option("--object", help="What to pair: jet or muon.")] = "jet",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there.")] = False,
+) -> None:
+    """Write matched pairs of generator-level and reconstructed objects. The same command takes up where it stopped."""
+    from fluvial.apps.collider.extract import extract
+
+    done = 0
+
+    def show(result: FileResult) -> None:
+        nonlocal done
+        done += 1
+        sys.stderr.write(f"{done}/{len(files)}  {_line(result, object_name)}\n")
+
+    result = extract(files, object_name, out, overwrite=overwrite, on_file=show)
+    used = next(f for f in result.files if f.status != "failed")
+    if used.missing:
+        sys.stderr.write(f"left out, not in this production: {', '.join(used.missing)}\n")
+    sys.stdout.write(f"{result.pairs:,} pairs of {len(result.files) - len(result.failed)} files in {out}\n")
+    if result.failed:
+        sys.stdout.write(
+            f"{len(result.failed)} of {len(result.files)} files could not be used (see above). Mend them and run the "
+            "same command with --overwrite: the others will not be read again.\n"
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    files: Annotated[
+        list[str], typer.Argument(help="NanoAOD files with a generator level.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="ROOT file to write; of many files, a folder.")],
+    jets: Annotated[Path | None, typer.Option(help="A run folder: the density of jets.")] = None,
+    muons: Annotated[Path | None, typer.Option(help="A run folder: the density of muons.")] = None,
+    oversample: Annotated[int, typer.Option(min=1, help="Copies of every event, objects drawn anew.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same objects.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw anew what is there.")] = False,
+) -> None:
+    """Draw reconstructed jets and muons for generator-level events; write NanoAOD."""
+    from fluvial.apps.collider.generate import generate
+    from fluvial.workflow import load
+
+    done = 0
+
+    def show(result: Generated) -> None:
+        nonlocal done
+        done += 1
+        sys.stderr.write(f"{done}/{len(files)}  {_drawn_line(result)}\n")
+
+    results = generate(
+        files,
+        out,
+        jets=load(jets) if jets is not None else None,
+        muons=load(muons) if muons is not None else None,
+        oversample=oversample,
+        seed=seed,
+        overwrite=overwrite,
+        on_file=show,
+    )
+    written = [r for r in results if r.status == "written"]
+    objects, seconds = sum(r.objects for r in written), sum(r.seconds for r in written)
+    rate = f", {objects / seconds:,.0f} a second" if seconds and objects else ""
+    sys.stdout.write(f"{objects:,} objects{rate} in {out}\n")
+    if failed := sum(r.status == "failed" for r in results):
+        sys.stdout.write(f"{failed} of {len(files)} files could not be used (see above).\n")
+        raise typer.Exit(1)
+
+
+def _drawn_line(result: Generated) -> str:
+    if result.status == "failed":
+        return f"failed: {result.problem}"
+    if result.status == "kept":
+        return f"{result.path}: {result.out} is there"
+    beyond = "".join(
+        f"\n    {name}: {number:,} generator-level objects beyond what the density has been trained on, a guess there"
+        for name, number in sorted(result.outside.items())
+    )
+    return (
+        f"{result.path}: {result.objects:,} objects of {result.events:,} events; read {result.read_seconds:.1f} s, "
+        f"drawn {result.draw_seconds:.1f} s, written {result.write_seconds:.1f} s{beyond}"
+    )
+
+
+def _line(result: FileResult, object_name: str) -> str:
+    if result.status == "failed":
+        return f"failed: {result.problem}"
+    more = f", {result.unusable:,} unusable" if result.unusable else ""
+    kept = ", done before" if result.status == "kept" else ""
+    return (
+        f"{result.path}: {result.pairs:,} pairs of {result.objects:,} {object_name}s in {result.events:,} "
+        f"events{more}{kept}"
+    )
