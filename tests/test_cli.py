@@ -333,8 +333,8 @@ def test_a_damaged_run(terminal: Terminal) -> None:
     message = terminal.refuses(*argv)
     assert "weights.safetensors does not belong to the density.json beside it" in message
     assert "\n" not in message
-    description.write_text(text.replace('"format": 1', '"format": 2'))
-    assert "has format 2" in terminal.refuses(*argv)
+    description.write_text(text.replace('"format": 1', '"format": 99'))
+    assert "has format 99" in terminal.refuses(*argv)
     description.write_text(text[:50])
     assert "density.json is damaged" in terminal.refuses(*argv)
 

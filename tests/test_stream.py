@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluvial.data.stream import Batches, _splitmix64, split_rows
+from fluvial.data.split import _splitmix64, split_rows
+from fluvial.data.stream import Batches, BatchSource, Share, StreamedBatches
 from fluvial.errors import DataError, StudyError
 
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -199,3 +205,176 @@ def test_batches_refuse() -> None:
         Batches(x.double(), c, 4, 1)
     with pytest.raises(StudyError, match="batch_size: expected a whole number from 1; got 0"):
         Batches(x, c, 0, 1)
+
+
+# ------------------------------------------------------------------------------ batches from a file
+
+
+def streamed(path: Path, rows: int, *, block: int = 4, window: int = 64, **options: Any) -> StreamedBatches:
+    """Return batches of a file whose rows are their own numbers, in blocks and windows of so many rows."""
+    if not path.exists():
+        np.arange(rows, dtype="<f4").repeat(2).tofile(path)
+
+    def prepare(records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.from_numpy(records.view("<f4"))
+        return values[:, :1], values[:, 1:]
+
+    options = {"batch_size": 10, "seed": 1, **options}
+    return StreamedBatches(path, rows, 8, prepare, block_bytes=8 * block, window_bytes=8 * window, **options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (1000, {}),
+        (1003, {"batch_size": 7}),
+        (1, {}),
+        (63, {"batch_size": 100}),
+        (65, {"batch_size": 65}),
+        (500, {"batch_size": 499, "block": 1, "window": 1}),
+        (500, {"block": 1000}),
+    ],
+)
+def test_every_row_of_a_file_once(tmp_path: Path, rows: int, options: dict[str, int]) -> None:
+    batches = streamed(tmp_path / "rows", rows, **options)
+    seen = list(batches.epoch(0))
+    size = options.get("batch_size", 10)
+    assert len(seen) == len(batches) == -(-rows // size)
+    assert [len(x) for x, _ in seen] == [size] * (rows // size) + ([rows % size] if rows % size else [])
+    x, c = (torch.cat(part) for part in zip(*seen, strict=True))
+    assert batches.rows == rows
+    assert torch.equal(x, c)
+    assert x[:, 0].sort().values.tolist() == list(range(rows))
+
+
+def test_epochs_of_a_file_differ_and_repeat(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    orders = [order(streamed(path, 1000, seed=s), k) for s in range(3) for k in range(3)]
+    assert len({tuple(o) for o in orders}) == 9
+    again = streamed(path, 1000, seed=1)
+    next(iter(again.epoch(0)))  # an epoch that is left early matters to no other
+    assert order(again, 2) == order(again, 2) == orders[5]
+    assert order(streamed(path, 1000, batch_size=33), 2) == orders[5]  # nor does the size of the batches
+
+
+@pytest.mark.parametrize("rows", [1000, 1009])
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_an_epoch_can_be_taken_up_anywhere(tmp_path: Path, kind: str, rows: int) -> None:
+    def make() -> BatchSource:
+        if kind == "file":
+            return streamed(tmp_path / "rows", rows)
+        return Batches(*numbered(rows), batch_size=10, seed=1)
+
+    whole = [x.tolist() for x, _ in make().epoch(3)]
+    for start in (0, 1, 5, 6, 7, 50, 99, len(whole) - 1, len(whole)):
+        assert [x.tolist() for x, _ in make().epoch(3, start)] == whole[start:]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_one_order_on_any_number_of_processes(tmp_path: Path, kind: str, world: int) -> None:
+    """The pieces of every batch, put together, are the batch of one process: from the middle on, too."""
+
+    def make(rank: int, world: int) -> BatchSource:
+        share = Share(rank, world)
+        if kind == "file":
+            return streamed(tmp_path / "rows", 1001, share=share)
+        return Batches(*numbered(1001), batch_size=10, seed=1, share=share)
+
+    alone = [x[:, 0].tolist() for x, _ in make(0, 1).epoch(2)]
+    for start in (0, 8, len(alone) - 1):
+        shares = [list(make(rank, world).epoch(2, start)) for rank in range(world)]
+        assert len({len(share) for share in shares}) == 1
+        together = [torch.cat([x[:, 0] for x, _ in pieces]).tolist() for pieces in zip(*shares, strict=True)]
+        assert together == alone[start:]
+        assert len({x.shape[1] for share in shares for x, _ in share}) == 1  # the empty ones too
+    assert make(0, world).rows == 1001
+    assert len(make(0, world)) == len(alone)
+
+
+def test_a_share_is_one_of_several() -> None:
+    with pytest.raises(DataError, match="expected a rank from 0 to 1 of 2; got 2"):
+        Share(2, 2)
+
+
+def excess(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], rows: int, size: int) -> float:
+    """Return the variance of batch means of a sorted column, over that of a perfect shuffle."""
+    means = np.array([float(x[:, 0].mean()) for x, _ in batches if len(x) == size])
+    return means.var() / (rows**2 / 12 / size)
+
+
+def test_a_shuffle_in_two_levels_is_as_good_as_it_says(tmp_path: Path) -> None:
+    r"""On a file sorted by a column, batch means vary by 1/b + 1/m, with m blocks a window, rather than 1/b.
+
+    The negative controls fail the same test: the order of the file, blocks permuted but not their rows, and a
+    shuffle within a window of neighbouring blocks.
+    """
+    rows, size, blocks = 65_536, 64, 256
+    path = tmp_path / "rows"
+    limit = (
+        1 + size / blocks + 5 * (2 * size / rows) ** 0.5
+    )  # the value expected, and five standard deviations
+    found = streamed(path, rows, block=16, window=16 * blocks, batch_size=size)
+    assert excess(found.epoch(0), rows, size) < limit < 1.5
+    perfect = streamed(path, rows, block=16, window=rows, batch_size=size)
+    assert excess(perfect.epoch(0), rows, size) < 1 + 5 * (2 * size / rows) ** 0.5
+
+    ordered = torch.arange(rows, dtype=torch.float32)[:, None]
+    generator = torch.Generator().manual_seed(1)
+    permuted = ordered.reshape(-1, 16)[torch.randperm(rows // 16, generator=generator)].reshape(-1, 1)
+    window = ordered.reshape(-1, 16 * blocks)
+    near = window.gather(1, torch.rand(window.shape, generator=generator).argsort(1)).reshape(-1, 1)
+    for bad, at_least in ((ordered, 50), (permuted, 10), (near, 50)):
+        assert excess([(x, x) for x in bad.split(size)], rows, size) > at_least > limit
+
+
+def test_neighbours_in_a_file_do_not_stay_together(tmp_path: Path) -> None:
+    """How often a row is followed by its neighbour: once in an epoch by chance, always in a block-ordered stream."""
+    rows = 20_000
+    after = np.diff(order(streamed(tmp_path / "rows", rows, block=16, window=4096), 0))
+    assert (np.abs(after) == 1).sum() < 40  # 2 × rows / window expected: 10
+    assert (np.abs(np.diff(np.arange(rows))) == 1).sum() > 40
+
+
+def test_the_order_of_a_file_is_uniform(tmp_path: Path) -> None:
+    """Over epochs a row's mean place is the middle, and a pair's rows are in either order equally often."""
+    batches = streamed(tmp_path / "rows", 40, block=2, window=8)
+    places = np.array([np.argsort(order(batches, k)) for k in range(400)])
+    assert np.abs(places.mean(axis=0) - 19.5).max() < 4 * (40**2 / 12 / 400) ** 0.5
+    assert abs((places[:, 0] < places[:, 1]).mean() - 0.5) < 4 * 0.5 / 20
+
+
+def test_a_file_that_is_not_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    batches = streamed(path, 1000)
+    with pytest.raises(DataError, match="expected 999 records of 8 bytes; found 8000 bytes"):
+        streamed(path, 999)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="has become shorter while it was read"):
+        list(batches.epoch(0))
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        list(batches.epoch(0))
+    with pytest.raises(DataError, match="at least one row"):
+        streamed(path, 0)
+
+
+def test_an_error_while_preparing_is_raised_where_batches_are_taken(tmp_path: Path) -> None:
+    np.zeros(100, "u1").tofile(tmp_path / "rows")
+
+    def prepare(records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        raise ArithmeticError("of the user's")
+
+    with pytest.raises(ArithmeticError, match="of the user's"):
+        list(StreamedBatches(tmp_path / "rows", 100, 1, prepare, 10, 1).epoch(0))
+
+
+def test_threads_end_with_the_epoch(tmp_path: Path) -> None:
+    def readers() -> int:
+        return sum(thread.name.startswith("fluvial-read") for thread in threading.enumerate())
+
+    epoch = streamed(tmp_path / "rows", 1000).epoch(0)
+    next(epoch)
+    assert readers() > 0
+    epoch.close()  # as a loop does that is left early
+    assert readers() == 0

@@ -18,6 +18,7 @@ from fluvial.core import (
     ActNorm,
     Affine,
     Arctan,
+    ArctanLogit,
     Asinh,
     BatchNorm,
     Bijection,
@@ -27,6 +28,7 @@ from fluvial.core import (
     Inverse,
     Log,
     Logit,
+    MonotoneSpline,
     Permutation,
     RationalQuadraticSpline,
     Softplus,
@@ -36,6 +38,9 @@ from fluvial.flows.amortized import Amortized, GaussianizationMap, RotationMap, 
 from fluvial.flows.autoregressive import Autoregressive
 from fluvial.flows.continuous import Transport
 from fluvial.flows.coupling import Coupling
+from fluvial.flows.flow import AbstractFlow
+from fluvial.flows.held import hold
+from fluvial.flows.mixed import build_mixed_flow
 from fluvial.flows.transformer import AffineTransformer, SplineTransformer
 
 CONTEXT = 3
@@ -66,6 +71,25 @@ def _columnwise(dim: int) -> Columnwise:
                       for i in range(dim))  # fmt: skip
 
 
+def _held(step: Callable[[int], Bijection], angles: bool = False) -> Callable[[int], Bijection]:
+    """Return a step every other coordinate of which is absent where the first context column is below 1/2."""
+
+    def make(dim: int) -> Bijection:
+        present = [-1 if i % 2 or angles else 0 for i in range(dim)]
+        network = {"width": 16, "depth": 1}
+        return hold(step(dim), present, [angles] * dim, CONTEXT, network)[0]
+
+    return make
+
+
+def _autoregressive(dim: int) -> Autoregressive:
+    return Autoregressive(dim, CONTEXT, SplineTransformer(bins=5), width=16, depth=1)
+
+
+def _coupling(dim: int) -> Coupling:
+    return Coupling(dim, CONTEXT, SplineTransformer(bins=5), width=16, depth=1)
+
+
 BIJECTIONS: dict[str, Entry] = {
     "affine": Entry(_affine),
     "log": Entry(lambda dim: Log(), domain=(0, INF)),
@@ -77,6 +101,12 @@ BIJECTIONS: dict[str, Entry] = {
     "logit on (-2, 5)": Entry(lambda dim: Logit(-2, 5), domain=(-2, 5)),
     "asinh": Entry(lambda dim: Asinh(0.3)),
     "arctan": Entry(lambda dim: Arctan(2.0), image=(-math.pi / 2, math.pi / 2)),
+    "arctan, logit": Entry(lambda dim: ArctanLogit(2.0)),
+    "monotone spline": Entry(
+        lambda dim: MonotoneSpline(
+            torch.tensor([-3.0, -1.0, 0.0, 0.1, 2.5]), torch.tensor([-2.0, -1.5, 0.0, 1.0, 2.0])
+        )
+    ),
     "columnwise": Entry(_columnwise, domain=(-1, INF)),
     "inverse of asinh": Entry(lambda dim: Inverse(Asinh(1.0)), domain=(-50, 50)),
     "permutation": Entry(lambda dim: Permutation([*range(1, dim), 0])),
@@ -105,6 +135,23 @@ BIJECTIONS: dict[str, Entry] = {
     ),
     "circular spline": Entry(
         lambda dim: CircularSpline(dim, bins=6), domain=(-math.pi, math.pi), image=(-math.pi, math.pi)
+    ),
+    "autoregressive step with absences": Entry(_held(_autoregressive), context=CONTEXT),
+    "coupling step with absences": Entry(_held(_coupling), context=CONTEXT),
+    "triangular with absences": Entry(
+        _held(lambda dim: Amortized(dim, CONTEXT, [TriangularMap(dim)], width=16, depth=1)), context=CONTEXT
+    ),
+    "autoregressive step of angles": Entry(
+        _held(_autoregressive, angles=True),
+        domain=(-math.pi, math.pi),
+        image=(-math.pi, math.pi),
+        context=CONTEXT,
+    ),
+    "coupling step of angles": Entry(
+        _held(_coupling, angles=True),
+        domain=(-math.pi, math.pi),
+        image=(-math.pi, math.pi),
+        context=CONTEXT,
     ),
     "transport": Entry(
         lambda dim: Transport(dim, CONTEXT, solver_steps=6, width=16, depth=2), context=CONTEXT, solver=1e-4
@@ -164,6 +211,47 @@ FLOWS: dict[str, dict] = {
     "mixture": {"architecture": "mixture", "components": 4, "width": 24},
     "mixture, diagonal": {"architecture": "mixture", "components": 3, "covariance": "diagonal", "width": 24},
 }  # fmt: skip
+
+#: Flows over numbers and levels. ``holder`` and ``angles`` are cut to the numbers of a case.
+MIXED: dict[str, dict] = {
+    "maf": {"architecture": "maf", "steps": 2, "width": 16},
+    "maf, student-t": {"architecture": "maf", "steps": 3, "width": 16, "base": "student-t"},
+    "autoregressive-spline": {"architecture": "autoregressive-spline", "bins": 6, "width": 16, "gate": True},
+    "coupling-affine": {"architecture": "coupling-affine", "steps": 3, "width": 16, "mixing": "reverse"},
+    "coupling-spline": {
+        "architecture": "coupling-spline", "steps": 4, "bins": 6, "width": 16, "mixing": "permutation",
+    },
+    "coupling-spline, no mixing": {
+        "architecture": "coupling-spline", "steps": 3, "bins": 6, "width": 16, "mixing": "none",
+    },
+    "diagonal-gaussian": {"architecture": "diagonal-gaussian", "width": 16},
+    "full-gaussian": {"architecture": "full-gaussian", "width": 16},
+    "autoregressive-spline, angle": {
+        "architecture": "autoregressive-spline", "bins": 6, "width": 16, "angles": (False, True, False),
+    },
+    "coupling-spline, angle": {
+        "architecture": "coupling-spline", "steps": 4, "bins": 6, "width": 16, "mixing": "reverse",
+        "angles": (False, True, False),
+    },
+    "integers, continuous": {"architecture": "continuous", "solver_steps": 4, "width": 12, "depth": 2, "absent": False},
+    "integers, mixture": {"architecture": "mixture", "components": 3, "width": 16, "absent": False},
+}  # fmt: skip
+
+
+def make_mixed(
+    name: str, numbers: int, context: int, dtype: torch.dtype = torch.float32, size: float = 0.3
+) -> AbstractFlow:
+    """Return a flow over ``numbers`` and two levels of sizes 2 and 3; the first number, and the third, can be absent."""
+    options = dict(MIXED[name])
+    holder = [0, None, 1][:numbers] if options.pop("absent", True) else [None] * numbers
+    angles = options.pop("angles", (False,) * 3)[:numbers]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(numbers + 10 * context)
+        flow = build_mixed_flow(
+            **options, numbers=numbers, levels=[2, 3], holder=holder, angles=angles, context=context
+        )
+        return scatter(flow, size).to(dtype).eval()  # type: ignore[return-value]
+
 
 #: What a numerical solution is allowed where draws and density are compared, by name of the flow.
 SOLVER: dict[str, float] = {"continuous": 1e-2}

@@ -219,6 +219,28 @@ def runs(
 
 
 @app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
+) -> None:
+    """Show the packed forms of large tables, from which fits start at once; or remove them."""
+    from fluvial.data import cache
+
+    folder = cache.cache_folder()
+    if clear:
+        _out(f"{cache.clear() / 1e9:.2f} GB freed in {folder}")
+        return
+    entries = cache.entries()
+    rows = []
+    for entry in entries:
+        more = f" and {len(entry.sources) - 3} more" if len(entry.sources) > 3 else ""
+        sources = ", ".join(entry.sources[:3]) + more
+        rows.append([entry.folder.name, entry.made, f"{entry.rows:,}", f"{entry.bytes / 1e9:.2f}", sources])
+    if rows:
+        _table(rows, ["entry", "made", "rows", "GB", "sources"])
+    _out(f"{len(rows)} packed tables, {sum(e.bytes for e in entries) / 1e9:.2f} GB, in {folder}")
+
+
+@app.command()
 def simulate(
     application: Annotated[
         str, typer.Argument(help="What to simulate: binaries, jets or muons.", show_default=False)

@@ -33,10 +33,11 @@ from fluvial.data.schema import Column, Schema
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
-from fluvial.flows.build import build_flow
 from fluvial.flows.flow import AbstractFlow
+from fluvial.flows.mixed import build_mixed_flow
 
-FORMAT = 1
+#: Format 1 knows continuous columns only; a density that has no others is still written so.
+FORMAT = 2
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -84,7 +85,22 @@ class Density:
     def __repr__(self) -> str:
         targets, context = ", ".join(self.schema.target_names), ", ".join(self.schema.context_names)
         weights = sum(p.numel() for p in self.flow.parameters())
-        return f"Density p({targets} | {context}): {self.architecture}, {weights:,} weights"
+        measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
+        return f"Density p({targets} | {context}): {self.architecture}, {weights:,} weights{measure}"
+
+    @property
+    def plain(self) -> bool:
+        """Whether every target is continuous, so that the density is one per unit of each."""
+        return all(c.plain or c.period is not None for c in self.schema.targets)
+
+    @property
+    def reference_measure(self) -> str:
+        """What ``log_prob`` is a density against: volume for numbers, one for every atom and integer.
+
+        With the counting measure on the atoms a of a column and the Lebesgue measure elsewhere, p is the probability
+        of an atom at the atom, and the density per unit elsewhere: the two add up to one.
+        """
+        return self.schema.reference_measure
 
     def given(self, table: Any = None, /, **context: ArrayLike) -> Conditional:
         """Return p(target | context) at one context or at many.
@@ -132,11 +148,12 @@ class Density:
     def save_description(self, folder: str | Path) -> None:
         """Write ``density.json`` alone: all but the weights."""
         description = {
-            "format": FORMAT,
+            "format": 1 if all(c.plain for c in self.schema.columns) else FORMAT,
             "fluvial": __version__,
             "architecture": self.architecture,
             "options": self.options,
             "schema": self.schema.to_json(),
+            "reference_measure": self.reference_measure,
             "context_range": self.context_range,
             "transforms": {
                 "targets": self.target_transforms.to_json(),
@@ -185,8 +202,8 @@ class Density:
             raise ValueError("its transforms are not those of its columns")
         architecture, options = description["architecture"], description["options"]
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            flow = build_flow(
-                architecture, targets=len(schema.targets), context=len(schema.context), **options
+            flow = build_mixed_flow(
+                architecture, **targets.layout.arguments, context=context.layout.width, **options
             )
         return cls(
             flow,
@@ -250,7 +267,7 @@ class Conditional:
             generator.seed()
         else:
             generator.manual_seed(_whole("seed", seed, least=0))
-        size = len(self.density.schema.targets)
+        size = self.density.target_transforms.layout.width
         contexts = int(np.prod(self.shape, dtype=int))
         context = self._context.reshape(contexts, self._context.shape[-1])  # no −1: it may have no elements
         x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
@@ -270,7 +287,7 @@ class Conditional:
         if with_log_prob:
             log_prob += self.density.target_transforms.forward(x)[1]
         shape = (*self.shape, draws)
-        table = _structured(x.reshape(*shape, size), self.density.schema.targets)
+        table = _structured(x.reshape(*shape, x.shape[-1]), self.density.schema.targets)
         return table, log_prob.reshape(shape if with_log_prob else (0,))
 
     def log_prob(self, events: Any) -> np.ndarray:
@@ -285,7 +302,8 @@ class Conditional:
         Returns
         -------
         numpy.ndarray
-            float64; −inf where an event lies outside the support.
+            float64; −inf where an event lies outside the support, or off the values of an integer column. A value
+            at an atom has the log-probability of the atom: see :attr:`Density.reference_measure`.
         """
         columns = self.density.schema.targets
         values = _stack(events, columns, "events")
@@ -293,9 +311,11 @@ class Conditional:
         for i, column in enumerate(columns):
             if np.isnan(values[..., i]).any():
                 raise DataError(f"events: column {column.name} holds NaN; expected numbers{_unit(column)}.")
-            inside &= column.support.contains(values[..., i]) & np.isfinite(values[..., i])
+            inside &= column.contains(values[..., i])
         # Anything inside stands in for what lies outside; its density is then put to zero.
-        stand_in = self.density.target_transforms.inverse(np.zeros(len(columns)))
+        stand_in = self.density.target_transforms.inverse(
+            np.zeros(self.density.target_transforms.layout.width)
+        )
         z, logdet = self.density.target_transforms.forward(np.where(inside[..., None], values, stand_in))
         out = self._flow_log_prob(torch.from_numpy(z.astype(np.float32)))
         return np.where(inside, out + logdet, -np.inf)
@@ -378,7 +398,10 @@ def _stack(table: Any, columns: tuple[Column, ...], what: str) -> np.ndarray:
             raise DataError(
                 f"{what}: expected an array [..., {len(names)}] for columns {_listed(names)}; got shape {table.shape}."
             )
-        return np.asarray(table, dtype=np.float64)
+        values = np.asarray(table, dtype=np.float64)
+        if all(c.plain for c in columns):
+            return values
+        return np.stack([c.canonical(values[..., i]) for i, c in enumerate(columns)], axis=-1)
     known = _known(table)
     arrays = []
     for column in columns:
@@ -388,6 +411,7 @@ def _stack(table: Any, columns: tuple[Column, ...], what: str) -> np.ndarray:
         expression = parse_expression(column.expression, f"{what}: {column.name}")
         expression.require(known, what)
         arrays.append(expression({name: _numbers(table, name, names, what) for name in expression.columns}))
+    arrays = [column.canonical(values) for column, values in zip(columns, arrays, strict=True)]
     try:
         return np.stack(np.broadcast_arrays(*arrays), axis=-1)
     except ValueError:
@@ -434,11 +458,12 @@ def _known(table: Any) -> list[str]:
 
 def _check_support(values: np.ndarray, columns: tuple[Column, ...], what: str) -> None:
     for i, column in enumerate(columns):
-        bad = ~(column.support.contains(values[..., i]) & np.isfinite(values[..., i]))
+        bad = ~column.contains(values[..., i])
         if bad.any():
             first = values[..., i][bad].flat[0]
+            outside = "outside the support" if column.plain else "not among"
             raise DataError(
-                f"{what}: {column.name} = {first:g} is outside the support {column.support}{_unit(column)} "
+                f"{what}: {column.name} = {first:g} is {outside} {column.describe_support()}{_unit(column)} "
                 f"({int(bad.sum())} of {bad.size} values)."
             )
 

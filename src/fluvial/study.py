@@ -12,6 +12,7 @@ import re
 import tomllib
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -19,7 +20,6 @@ import torch
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -28,13 +28,16 @@ from pydantic import (
     model_validator,
 )
 
+from fluvial.data.choice import choose_transform
 from fluvial.data.expressions import parse_expression, quoted
-from fluvial.data.schema import Column, Role, Schema, Support
+from fluvial.data.schema import Column, Role, Schema
 from fluvial.data.select import in_source_columns, parse_derived
-from fluvial.data.transforms import choose_transform, implied_support
+from fluvial.data.transforms import layout_of
 from fluvial.errors import StudyError, nearest
-from fluvial.flows.build import architecture_options, build_flow, default_architecture
-from fluvial.study_training import Section, Seed, TrainingSection
+from fluvial.flows.build import architecture_options, default_architecture
+from fluvial.flows.mixed import SHARED, build_mixed_flow
+from fluvial.study_columns import ColumnSection, Section
+from fluvial.study_training import Seed, TrainingSection
 
 Names = Annotated[list[str], Field(strict=False)]  # from Python, a tuple will do
 
@@ -119,6 +122,11 @@ class DataSection(Section):
     outside: Literal["error", "drop"] = Field(
         default="error", description="what to do with rows outside a support"
     )
+    memory: Literal["auto"] | PositiveFloat = Field(
+        default="auto",
+        description="GB that the table and the work on it may take; a table that needs more is streamed from disk. "
+        "auto is half of what is available",
+    )
 
     @model_validator(mode="after")
     def _expressions(self) -> DataSection:
@@ -157,43 +165,6 @@ class DataSection(Section):
         return self
 
 
-def _read_support(value: Any) -> Any:
-    if value == "positive":
-        return (0.0, math.inf)
-    if value == "real":
-        return (-math.inf, math.inf)
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return tuple(value)
-    if value is None:
-        return None
-    raise ValueError(f"expected 'positive', 'real' or [lower, upper]; found {value!r}")
-
-
-class ColumnSection(Section):
-    """What a study says of one column."""
-
-    model_config = ConfigDict(allow_inf_nan=True)  # a bound may be inf
-
-    unit: str = Field(default="", description="for axes, messages and the report, such as Msun")
-    support: Annotated[tuple[float, float] | None, BeforeValidator(_read_support)] = Field(
-        default=None,
-        description='where the column can be: "positive", "real", or [lower, upper], either of which may be -inf or inf; '
-        "draws never leave it",
-    )
-    transform: str | None = Field(
-        default=None,
-        description="how it is brought to the real line: standardise, log, softplus, logit or asinh; left out, log for "
-        "a support bounded on one side, logit on both, else standardise",
-    )
-    label: str = Field(default="", description="for plots; may hold $mathtext$")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ColumnSection:
-        if self.support is not None and not self.support[0] < self.support[1]:
-            raise ValueError(f"support: expected lower < upper; found {list(self.support)}")
-        return self
-
-
 class CheckSection(Section):
     """How the density is checked after training, on rows that it has not seen."""
 
@@ -224,7 +195,11 @@ class Study(Section):
     def flow_options(self) -> dict[str, Any]:
         """Every option of the architecture, the defaults filled in."""
         model = options_model(self.architecture)
-        return model(**{k: v for k, v in self.flow.items() if k != "architecture"}).model_dump()
+        options = model(**{k: v for k, v in self.flow.items() if k != "architecture"}).model_dump()
+        # A learned matrix would mix into others what may be absent: where the study leaves it open, take a permutation.
+        if "mixing" not in self.flow and options.get("mixing") == "lu":
+            options["mixing"] = "permutation" if layout_of(self.schema_.targets).held else "lu"
+        return options
 
     @property
     def schema_(self) -> Schema:
@@ -233,16 +208,7 @@ class Study(Section):
 
         def column(name: str, role: Role) -> Column:
             section = self.columns.get(name, ColumnSection())
-            support = Support(*section.support) if section.support is not None else None
-            return Column(
-                name,
-                role,
-                unit=section.unit,
-                support=implied_support(section.transform, support),
-                transform=section.transform,
-                label=section.label,
-                expression=expressions.get(name),
-            )
+            return replace(section.column(name, role), expression=expressions.get(name))
 
         return Schema(
             targets=tuple(column(n, "target") for n in self.data.targets),
@@ -321,9 +287,14 @@ def _try(study: Study) -> None:
     """Choose every transform and build the flow once: what cannot be is found before any data are read."""
     for column in study.schema_.columns:
         choose_transform(column)
-    targets, context = len(study.data.targets), len(study.data.context)
+    targets, context = layout_of(study.schema_.targets), layout_of(study.schema_.context)
+    if not targets.numbers and not set(study.flow) <= set(SHARED):
+        raise StudyError(
+            "[flow]: every target is an integer column, so no flow is left to choose; expected no keys but "
+            f"{', '.join(SHARED)} of the networks behind their probabilities."
+        )
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        build_flow(study.architecture, targets=targets, context=context, **study.flow_options)
+        build_mixed_flow(study.architecture, **targets.arguments, context=context.width, **study.flow_options)
 
 
 def options_model(architecture: str) -> type[BaseModel]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+
+from fluvial.study_columns import Section
 
 # The same as in fluvial.train, which is a layer above.
 Schedule = Literal["cosine", "constant", "cosine-restarts", "one-cycle", "plateau"]
 Metric = Literal["loss", "conditioning"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
-
-
-class Section(BaseModel):
-    """A section of a study, read strictly."""
-
-    # Strict: `epochs = "30"` and `epochs = true` are mistakes, not numbers; `clip = 5` is a number.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _read_rate(value: Any) -> Any:

@@ -27,6 +27,7 @@ from fluvial.check.calibration import (
 )
 from fluvial.check.conditional import ContextBin, context_slices, local_calibration, representative_contexts
 from fluvial.check.divergence import kl_divergence, nll
+from fluvial.check.levels import level_probabilities
 from fluvial.check.result import CheckResult, Verdict, overall, verdict_for
 from fluvial.check.support import normalisation, outside_support
 
@@ -40,6 +41,7 @@ __all__ = [
     "coverage_curve",
     "hpd_values",
     "kl_divergence",
+    "level_probabilities",
     "local_calibration",
     "nll",
     "normalisation",

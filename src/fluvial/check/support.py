@@ -15,18 +15,25 @@ NORMALISATION_THRESHOLD = 0.01
 
 
 def outside_support(
-    draws: np.ndarray, lower: np.ndarray, upper: np.ndarray, columns: Sequence[str]
+    draws: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    columns: Sequence[str],
+    levels: Sequence[Sequence[float]] | None = None,
 ) -> list[CheckResult]:
-    """Check, for each column, that no draw is outside its support or not finite.
+    """Check, for each column, that no draw is where the column cannot be, or not finite.
 
-    The statistic is the fraction of draws that are not strictly between the bounds, or are NaN or infinite;
-    the threshold is 0. It is counted, not estimated: one such draw fails, and its standard error is 0.
+    The statistic is the fraction of draws that are neither strictly between the bounds nor exactly one of the
+    column's levels, or are NaN or infinite; the threshold is 0. It is counted, not estimated: one such draw
+    fails, and its standard error is 0.
 
     ``draws``: [..., D]; ``lower``, ``upper``: [D], in the columns' units, −inf and inf where there is no
-    bound. Returns one result per column, with n the number of draws; "insufficient data" if there are none.
+    bound; ``levels``: for each column its atoms, or all values of an integer column (whose bounds are then
+    ``inf`` and ``-inf``: nothing lies between), none unless given. Returns one result per column, with n the number
+    of draws; "insufficient data" if there are none.
 
     Raises:
-        DataError: shapes that do not agree, a bound that is NaN, or not one name per column.
+        DataError: shapes that do not agree, a bound that is NaN, or not one name (or list of levels) per column.
 
     >>> results = outside_support(np.array([[1.0, 0.5], [-2.0, 0.7]]), [0, 0], [np.inf, 1], ["Mass_0", "q"])
     >>> [(result.statistic, result.verdict) for result in results]
@@ -41,13 +48,18 @@ def outside_support(
     if np.isnan(low).any() or np.isnan(high).any():
         raise DataError("lower, upper: expected numbers or infinities, got NaN.")
     names = column_names(columns, targets)
+    if levels is not None and len(levels) != targets:
+        raise DataError(f"levels: expected {targets} lists, one per target, got {len(levels)}.")
     inside = np.zeros(targets, dtype=np.int64)
     for piece in pieces(len(values), targets):
         part = values[piece]
-        inside += ((part > low) & (part < high) & np.isfinite(part)).sum(axis=0)
+        possible = (part > low) & (part < high) & np.isfinite(part)
+        for j, exact in enumerate(levels or ()):
+            possible[:, j] |= np.isin(part[:, j], np.asarray(exact, dtype=np.float64))
+        inside += possible.sum(axis=0)
     n = len(values)
     fraction = (n - inside) / n if n else np.full(targets, np.nan)
-    meaning = "Fraction of draws outside the column's support, or not finite; an exact density gives 0."
+    meaning = "Fraction of draws where the column cannot be, or not finite; an exact density gives 0."
     return [
         CheckResult.judge("outside support", name, f, 0.0, 0.0, n, meaning)
         for name, f in zip(names, fraction, strict=True)

@@ -24,6 +24,10 @@ class StandardNormal(nn.Module):
         z = z.clamp(-1e15, 1e15)
         return -0.5 * z.square().sum(-1) - 0.5 * math.log(2 * math.pi) * z.shape[-1]
 
+    def log_density(self, z: Tensor) -> Tensor:
+        """Return the log-density of every coordinate by itself, of the shape of ``z``."""
+        return -0.5 * z.clamp(-1e15, 1e15).square() - 0.5 * math.log(2 * math.pi)
+
     def sample(
         self,
         shape: tuple[int, ...],
@@ -90,11 +94,15 @@ class StudentT(nn.Module):
 
         Beyond 1e15 the latent is taken at 1e15, so that its square stays finite in float32.
         """
+        return self.log_density(z).sum(-1)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Return the log-density of every coordinate by itself, of the shape of ``z``."""
         nu = self.degrees.to(z.dtype)
         half = 0.5 * (nu + 1)
         norm = torch.lgamma(half) - torch.lgamma(0.5 * nu) - 0.5 * (math.pi * nu).log()
         z = z.clamp(-1e15, 1e15)
-        return (norm - half * torch.log1p(z.square() / nu)).sum(-1)
+        return norm - half * torch.log1p(z.square() / nu)
 
     def sample(
         self,

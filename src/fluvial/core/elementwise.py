@@ -189,6 +189,34 @@ class Arctan(Elementwise):
         return t * self.width, 2 * torch.hypot(t, torch.ones_like(t)).log() + math.log(self.width)
 
 
+class ArctanLogit(Elementwise):
+    r""":math:`z = \log\frac{\pi/2 + \arctan t}{\pi/2 - \arctan t}`, :math:`t = x / w`: the logit of an arctan.
+
+    Linear within the width w, and logarithmic beyond; written so that t of any size keeps its digits.
+    """
+
+    def __init__(self, width: float = 1.0):
+        super().__init__()
+        self.width = float(width)
+
+    def forward_elementwise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Squeeze the tails."""
+        t = x / self.width
+        rest = torch.atan2(torch.ones_like(t), t.abs())  # π/2 − arctan |t|
+        log_slope = (math.pi / ((math.pi - rest) * rest)).log() - 2 * torch.hypot(t, torch.ones_like(t)).log()
+        return t.sign() * ((math.pi - rest) / rest).log(), log_slope - math.log(self.width)
+
+    def inverse_elementwise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Stretch the tails again; clamped to finite numbers."""
+        limit = math.log(torch.finfo(z.dtype).max) - 3 - max(math.log(self.width), 0.0)
+        z = z.clamp(-limit, limit)
+        rest = math.pi * torch.sigmoid(-z.abs())
+        # tan(π/2 − rest) as cos/sin: 1 / tan is not accurate where rest is near π/2.
+        t = torch.cos(rest) / torch.sin(rest)
+        log_slope = (math.pi / ((math.pi - rest) * rest)).log() + 2 * torch.sin(rest).log()
+        return z.sign() * t * self.width, math.log(self.width) - log_slope
+
+
 class Columnwise(Bijection):
     """One bijection per coordinate: the i-th acts on ``x[..., i:i+1]``.
 

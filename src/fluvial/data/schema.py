@@ -14,6 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 Role = Literal["target", "context"]
+Kind = Literal["continuous", "integer"]
+
+#: A number within this share of an atom or of a declared value is that value: float32 files round what a study says.
+ROUNDING = 6e-8
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,33 @@ class Support:
 class Column:
     """One named variable: role, unit, support, transform, and a label for plots.
 
-    ``transform`` names how the column is brought to the real line (see ``fluvial.data.transforms``);
-    ``None`` leaves the choice to the rule there. ``length`` is that of an array column (a spectrum), ``None``
-    for a scalar; ``expression`` makes a derived column from columns of the source (see
-    ``fluvial.data.expressions``), where a table does not hold it already.
+    A column is *continuous*; *mixed*, where some values have a probability of their own; *periodic*, an angle; or
+    *integer*, one of finitely many whole numbers.
+
+    Attributes
+    ----------
+    support : Support
+        Where the continuous part can be; atoms may lie outside it. Of an integer column it says nothing.
+    transform : str or None
+        How the column is brought to the real line (see ``fluvial.data.transforms``); ``None`` leaves the choice to the
+        rule there.
+    scale : float or None
+        The width of an ``arctan`` transform, in the column's unit.
+    kind : str
+        ``continuous`` or ``integer``.
+    atoms : tuple of float
+        Values with a probability of their own, ascending. A column that has them is mixed.
+    saturate : Support
+        Values at or beyond either end are one atom, at that end (which is among ``atoms``).
+    values : tuple of float
+        The values of an integer column, ascending; empty until they are found in a table.
+    period : tuple of float or None
+        The ends of one turn of a periodic column: ``(-math.pi, math.pi)`` for an angle in radians.
+    length : int or None
+        Of an array column (a spectrum), its length; ``None`` for a scalar.
+    expression : str or None
+        Makes a derived column from columns of the source (see ``fluvial.data.expressions``), where a table does not
+        hold it already.
     """
 
     name: str
@@ -51,6 +78,12 @@ class Column:
     support: Support = field(default_factory=Support)
     transform: str | None = None
     label: str = ""
+    scale: float | None = None
+    kind: Kind = "continuous"
+    atoms: tuple[float, ...] = ()
+    saturate: Support = field(default_factory=Support)
+    values: tuple[float, ...] = ()
+    period: tuple[float, float] | None = None
     length: int | None = None
     expression: str | None = None
 
@@ -62,6 +95,98 @@ class Column:
         '$M_0$ [Msun]'
         """
         return (self.label or self.name) + (f" [{self.unit}]" if self.unit else "")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the column has atoms beside its continuous part."""
+        return bool(self.atoms)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the column is continuous and nothing more: no atoms, no period, no integer."""
+        return self.kind == "continuous" and not self.atoms and self.period is None
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The values with a probability of their own: the atoms, or all values of an integer column."""
+        return self.values if self.kind == "integer" else self.atoms
+
+    def level(self, values: np.ndarray) -> np.ndarray:
+        """Return which of the :attr:`levels` each value is, and −1 where it is none of them.
+
+        A value within a relative 6e−8 of a level (half a step of float32) is that level.
+
+        >>> Column("btag", "target", atoms=(-1.0,)).level(np.array([-1.0, 0.3]))
+        array([ 0, -1])
+        """
+        values = np.asarray(values, dtype=np.float64)
+        levels = np.asarray(self.levels, dtype=np.float64)
+        if not levels.size:
+            return np.full(values.shape, -1)
+        middles = 0.5 * (levels[1:] + levels[:-1])
+        index = np.searchsorted(middles, values)  # the nearest level; NaN comes last
+        near = levels[index]
+        with np.errstate(invalid="ignore"):
+            return np.where(np.abs(values - near) <= ROUNDING * np.abs(near), index, -1)
+
+    def canonical(self, values: np.ndarray) -> np.ndarray:
+        """Return values as the column speaks of them: saturated, on their exact level, within the first turn.
+
+        What needs no change is returned as it is, uncopied.
+
+        >>> Column("ratio", "target", atoms=(7.0,), saturate=Support(upper=7.0)).canonical(np.array([0.9, 12.0]))
+        array([0.9, 7. ])
+        >>> Column("phi", "target", period=(-180.0, 180.0)).canonical(np.array([190.0]))
+        array([-170.])
+        """
+        if self.plain:
+            return values
+        values = np.asarray(values, dtype=np.float64)
+        if self.period is not None:
+            low, high = self.period
+            inside = (values >= low) & (values < high)
+            if inside.all():
+                return values
+            with np.errstate(invalid="ignore"):
+                turned = low + np.mod(values - low, high - low)
+            return np.where(inside, values, np.where(turned >= high, low, turned))
+        values = np.where(
+            np.isfinite(values), np.clip(values, self.saturate.lower, self.saturate.upper), values
+        )
+        level = self.level(values)
+        return np.where(level < 0, values, np.asarray(self.levels)[level]) if self.levels else values
+
+    def contains(self, values: np.ndarray) -> np.ndarray:
+        """Return, for each value, whether the column can have it. NaN and infinities lie outside.
+
+        >>> btag = Column("btag", "target", support=Support(0.0, 1.0), atoms=(-1.0,))
+        >>> btag.contains(np.array([-1.0, -0.5, 0.5]))
+        array([ True, False,  True])
+        """
+        values = self.canonical(values)
+        finite = np.isfinite(values)
+        if self.kind == "integer":
+            return (self.level(values) >= 0) if self.values else finite & (values == np.round(values))
+        inside = finite & self.support.contains(values)
+        return inside | (self.level(values) >= 0) if self.atoms else inside
+
+    def describe_support(self) -> str:
+        """Return where the column can be, for messages.
+
+        >>> Column("btag", "target", support=Support(0.0, 1.0), atoms=(-1.0,)).describe_support()
+        '(0, 1) and the atom -1'
+        """
+        if self.kind == "integer":
+            return f"the whole numbers {_listed(self.values)}" if self.values else "the whole numbers"
+        if not self.atoms:
+            return str(self.support)
+        return f"{self.support} and the atom{'s' * (len(self.atoms) > 1)} {_listed(self.atoms)}"
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    if len(values) > 8:
+        return f"{values[0]:g}, {values[1]:g}, … {values[-1]:g} ({len(values)} of them)"
+    return ", ".join(f"{v:g}" for v in values)
 
 
 @dataclass(frozen=True)
@@ -86,6 +211,23 @@ class Schema:
         """Targets, then context."""
         return self.targets + self.context
 
+    @property
+    def reference_measure(self) -> str:
+        """What a density of the targets is against; see :attr:`fluvial.density.Density.reference_measure`.
+
+        >>> Schema((Column("pt", "target"), Column("jets", "target", kind="integer"))).reference_measure
+        'Lebesgue measure of pt × counting measure of jets'
+        """
+        free = ", ".join(c.name for c in self.targets if c.kind != "integer" and not c.mixed)
+        parts = [f"Lebesgue measure of {free}"] if free else []
+        for column in self.targets:
+            if column.mixed:
+                at = ", ".join(f"{a:g}" for a in column.atoms)
+                parts.append(f"counting measure at {column.name} = {at} plus Lebesgue measure elsewhere")
+            elif column.kind == "integer":
+                parts.append(f"counting measure of {column.name}")
+        return " × ".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         """Return a value for JSON; infinite bounds become ``null``."""
         return {
@@ -105,15 +247,26 @@ class Schema:
 def _column_to_json(column: Column) -> dict[str, Any]:
     out = asdict(column)
     del out["role"]
-    for name in ("length", "expression"):
-        if out[name] is None:
+    for name in ("support", "saturate"):
+        bounds = (out[name]["lower"], out[name]["upper"])
+        out[name] = [b if math.isfinite(b) else None for b in bounds]
+    # What a plain column does not have is left out.
+    usual = Column("", "target")
+    for name in ("scale", "kind", "atoms", "values", "period", "saturate", "length", "expression"):
+        if getattr(column, name) == getattr(usual, name):
             del out[name]
-    bounds = (column.support.lower, column.support.upper)
-    out["support"] = [b if math.isfinite(b) else None for b in bounds]
     return out
 
 
 def _column_from_json(value: Mapping[str, Any], role: Role) -> Column:
-    lower, upper = value["support"]
-    support = Support(-math.inf if lower is None else lower, math.inf if upper is None else upper)
-    return Column(**{**value, "role": role, "support": support})
+    fields = {**value, "role": role}
+    for name in ("support", "saturate"):
+        if name in value:
+            lower, upper = value[name]
+            fields[name] = Support(
+                -math.inf if lower is None else lower, math.inf if upper is None else upper
+            )
+    for name in ("atoms", "values", "period"):
+        if value.get(name) is not None:
+            fields[name] = tuple(value[name])
+    return Column(**fields)

@@ -94,6 +94,11 @@ class View:
         path, at = self.reader.locate(row)
         return f"row {at}" if len(self.reader.parts()) < 2 else f"row {at} of {path}"
 
+    def nothing_left(self) -> str:
+        """Say that the filter keeps no row; a message for :class:`~fluvial.errors.DataError`."""
+        condition = self._where.text if self._where else ""
+        return f"{self.reader.path}: none of {self.reader.rows()} rows passes the filter\n    {condition}"
+
     def chunks(self, names: Sequence[str], rows: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Yield (numbers in the source ``[n]`` int64, named columns ``[n]``) of the rows kept, in order, ``n ≥ 1``.
 
@@ -148,8 +153,5 @@ class View:
                 values = exact(values, name, str(self.reader.path))
                 pieces[name].append(values.astype(whole_dtype(values), copy=False))
         if not rows:
-            raise DataError(
-                f"{self.reader.path}: none of {self.reader.rows()} rows passes the filter\n    "
-                f"{self._where.text if self._where else ''}"
-            )
+            raise DataError(self.nothing_left())
         return {name: np.concatenate(pieces.pop(name)) for name in names}, np.concatenate(rows)

@@ -1,101 +1,85 @@
-"""Which rows train, and in which order: splits and shuffled batches, as pure functions of a seed."""
+"""In which order rows train: shuffled batches, in memory and out of it, as pure functions of a seed.
+
+:class:`Batches` holds a table in memory (or on a GPU); :class:`StreamedBatches` reads rows from a file that
+may be larger than memory. Both are a :class:`BatchSource`: an epoch's order depends on the seed and the number
+of the epoch alone, can be taken up anywhere, and is the same for one process and for many, each of which gets
+its share of every batch.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-import operator
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.errors import DataError, StudyError, nearest
+from fluvial.data.split import Split, hashed_pair, split_of, split_rows
+from fluvial.errors import DataError, StudyError
 
-_MASK = (1 << 64) - 1
-_GAMMA = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: the step of SplitMix64
+__all__ = ["BatchSource", "Batches", "Share", "Split", "StreamedBatches", "split_of", "split_rows"]
+
+
+class BatchSource(Protocol):
+    """What training reads: shuffled mini-batches of (targets, context), in an order fixed by a seed.
+
+    ``rows`` is the number of rows in an epoch, ``len()`` its number of batches (both over all processes), and
+    ``seed`` what the order depends on, together with the number of the epoch.
+    """
+
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in an epoch, over all processes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of epoch ``k`` from number ``start`` on, as ``(x: [b, D], c: [b, C])``.
+
+        Of several processes, each gets its share of every batch, which may be empty for a last batch with
+        fewer rows than there are processes.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Split:
-    """The rows of a table, in three disjoint sets: sorted int64 row indices."""
+class Share:
+    """Which process of how many this is: it gets the contiguous piece ``rank`` of every batch.
 
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    Piece r of w of a batch of n rows is rows ⌊n r / w⌋ to ⌊n (r + 1) / w⌋, so that sizes differ by at most 1.
 
-
-def split_rows(rows: int, fractions: tuple[float, float, float] | Mapping[str, float], seed: int) -> Split:
-    r"""Assign every row to train, validation or test, each row by itself.
-
-    Row :math:`i` gets :math:`u_i = \mathrm{SplitMix64}(\mathrm{seed}, i) / 2^{64}`, uniform in [0, 1), and
-    falls to the set whose interval of cumulative fractions holds :math:`u_i`. Hence the set of a row depends
-    on the seed, the fractions and its position alone: a file that grows by appended rows keeps its splits.
-    The price is that the size of a set is binomial, not exact.
-
-    ``fractions`` is (train, validation, test), or a mapping with those keys (an absent one is 0).
-
-    Raises :class:`~fluvial.errors.StudyError` where a fraction is negative or not finite, or their sum is not
-    1 to within 1e-6, and :class:`~fluvial.errors.DataError` where a set with a fraction above 0 gets no rows.
-
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-
-    >>> split = split_rows(1000, (0.6, 0.2, 0.2), seed=1)
-    >>> [len(s) for s in (split.train, split.validation, split.test)]
-    [628, 185, 187]
+    >>> [Share(r, 3).of(7) for r in range(3)]
+    [(0, 2), (2, 4), (4, 7)]
     """
-    names = [f.name for f in fields(Split)]
-    shares = _shares(fractions, names)
-    edges = np.cumsum(shares)
-    # The sum may round to just under 1; the rows above it belong to the last set that takes any.
-    edges[np.flatnonzero(shares)[-1] :] = 1.0
-    which = np.searchsorted(edges, _uniform(seed, rows), side="right").astype(np.int8)
-    split = Split(*(np.flatnonzero(which == i).astype(np.int64, copy=False) for i in range(3)))
-    empty = [n for n, share in zip(names, shares, strict=True) if share > 0 and not getattr(split, n).size]
-    if empty:
-        found = ", ".join(f"{n} = {share:g}" for n, share in zip(names, shares, strict=True))
-        raise DataError(
-            f"split: none of {rows} rows fall to {' or '.join(empty)} with {found}; give more rows, raise "
-            "that fraction in `split` under [data]"
-        )
-    return split
+
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise DataError(f"expected a rank from 0 to {self.world - 1} of {self.world}; got {self.rank}")
+
+    def of(self, n: int) -> tuple[int, int]:
+        """Return where this process' piece of a batch of ``n`` rows starts and stops."""
+        return n * self.rank // self.world, n * (self.rank + 1) // self.world
 
 
-def _shares(fractions: tuple[float, float, float] | Mapping[str, float], names: list[str]) -> np.ndarray:
-    if isinstance(fractions, Mapping):
-        for key in fractions:
-            if key not in names:
-                raise StudyError(f"split: unknown key {key!r}{nearest(key, names)}")
-        shares = [fractions.get(name, 0.0) for name in names]
-    else:
-        shares = list(fractions)
-    if len(shares) != 3:
-        raise StudyError(f"split: expected three fractions ({', '.join(names)}); got {len(shares)}")
-    for name, share in zip(names, shares, strict=True):
-        if not (math.isfinite(share) and share >= 0):
-            raise StudyError(f"split: expected {name} to be a fraction from 0 to 1; got {share}")
-    if abs(math.fsum(shares) - 1) > 1e-6:
-        raise StudyError(f"split: expected fractions that sum to 1; got a sum of {math.fsum(shares):g}")
-    return np.array(shares, dtype=np.float64)
-
-
-def _uniform(seed: int, rows: int) -> np.ndarray:
-    """Return one number in [0, 1) for each row: the upper 53 bits of its hash, all that float64 holds."""
-    counter = _hashed(seed) + np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(_GAMMA)
-    return (_splitmix64(counter) >> np.uint64(11)) * 2.0**-53
-
-
-def _hashed(seed: int) -> np.ndarray:
-    """Hash a seed of any size and sign; without that, the streams of some seeds are shifts of others."""
-    return _splitmix64(np.array([operator.index(seed) & _MASK], dtype=np.uint64))
-
-
-def _splitmix64(state: np.ndarray) -> np.ndarray:
-    """Return the output function of SplitMix64 for each 64-bit state; arithmetic is modulo 2^64."""
-    z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+def _positive(batch_size: int) -> int:
+    if batch_size < 1:
+        raise StudyError(f"batch_size: expected a whole number from 1; got {batch_size}")
+    return batch_size
 
 
 class Batches:
@@ -103,7 +87,7 @@ class Batches:
 
     ``targets: [n, D]`` and ``context: [n, C]`` (C may be 0), float32, are held as one contiguous tensor
     ``[n, D + C]`` on their device, so that one gather makes a batch. ``len()`` is the number of batches in an
-    epoch; the last one may be smaller.
+    epoch; the last one may be smaller. ``share`` is this process' of several.
 
     Raises :class:`~fluvial.errors.DataError` where shapes, types or devices disagree or there are no rows,
     and :class:`~fluvial.errors.StudyError` where ``batch_size`` is below 1.
@@ -113,7 +97,9 @@ class Batches:
     [(2, 1), (2, 1), (1, 1)]
     """
 
-    def __init__(self, targets: Tensor, context: Tensor, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, targets: Tensor, context: Tensor, batch_size: int, seed: int, *, share: Share | None = None
+    ) -> None:
         if targets.ndim != 2 or context.ndim != 2 or len(targets) != len(context):
             shapes = f"{list(targets.shape)} and {list(context.shape)}"
             raise DataError(f"expected targets [n, D] and context [n, C] with the same n; got {shapes}")
@@ -122,16 +108,15 @@ class Batches:
         if targets.dtype != context.dtype or targets.device != context.device:
             kinds = f"{targets.dtype} on {targets.device} and {context.dtype} on {context.device}"
             raise DataError(f"expected targets and context of one type on one device; got {kinds}")
-        if batch_size < 1:
-            raise StudyError(f"batch_size: expected a whole number from 1; got {batch_size}")
+        self._batch_size = _positive(batch_size)
         self._table = torch.cat([targets, context], dim=1)
         self._widths = [targets.shape[1], context.shape[1]]
-        self._batch_size = batch_size
-        self._seed = seed
+        self._share = share or Share()
+        self.seed = seed
 
     @property
     def rows(self) -> int:
-        """The number of rows in an epoch."""
+        """The number of rows in an epoch, over all processes."""
         return len(self._table)
 
     def __len__(self) -> int:
@@ -140,18 +125,229 @@ class Batches:
     def epoch(self, k: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every row once, as ``(x: [b, D], c: [b, C])``, in an order fixed by the seed and ``k``.
 
-        The first ``start`` batches are left out: for a fit that has seen them before it was interrupted.
-        The order is drawn on the CPU, so that it is the same whatever device holds the table. ``x`` and ``c``
-        are views of one gathered block, which belongs to the caller.
+        ``start`` leaves out that many batches. The order is drawn on the CPU, so that it is the same whatever
+        device holds the table. ``x`` and ``c`` are views of one gathered block, which belongs to the caller.
         """
-        generator = torch.Generator().manual_seed(_epoch_seed(self._seed, k))
+        generator = torch.Generator().manual_seed(hashed_pair(self.seed, k))
         order = torch.randperm(self.rows, generator=generator).to(self._table.device)
-        for chosen in order.split(self._batch_size)[start:]:
+        for batch in order.split(self._batch_size)[start:]:
+            chosen = batch[slice(*self._share.of(len(batch)))]
             x, c = self._table.index_select(0, chosen).split(self._widths, dim=1)
             yield x, c
 
 
-def _epoch_seed(seed: int, k: int) -> int:
-    """Hash (seed, k) to a seed for torch, so that epoch 1 of seed 0 is not epoch 0 of seed 1."""
-    step = np.array([(operator.index(k) + 1) * _GAMMA & _MASK], dtype=np.uint64)
-    return int(_splitmix64(_hashed(seed) + step)[0])
+#: Bytes read at once from the file, and bytes of the window in which rows are shuffled: a window holds some
+#: fifteen hundred blocks from all over the file.
+BLOCK_BYTES, WINDOW_BYTES = 2**14, 3 * 2**23
+#: Rows handed to ``prepare`` at once: enough that calls cost nothing, few enough to stay in the caches.
+PIECE_ROWS = 16_384
+#: Windows read ahead, each by a thread of its own.
+AHEAD = 2
+
+Prepare = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+
+
+class StreamedBatches:
+    r"""Shuffled mini-batches of a file of fixed-size records, in memory that does not grow with the file.
+
+    The shuffle has two levels. The file is cut into blocks of consecutive rows, and the blocks are permuted;
+    then the rows of a *window* of many blocks are permuted, and batches are cut from window after window. A
+    file of one window is shuffled perfectly. In a longer one, rows from one block share a window: where the
+    file is sorted by a column of standard deviation :math:`\sigma`, the mean of a batch of :math:`b` rows from
+    a window of :math:`m` blocks has variance :math:`\sigma^2 (1/b + 1/m)` rather than :math:`\sigma^2 / b`.
+    Where neighbouring rows are independent, batches are as good as from a perfect shuffle.
+
+    Each window's order is a function of (seed, epoch, window), so that an epoch can be taken up anywhere at
+    the price of at most one window. Threads read and prepare windows ahead. Memory holds at most five windows.
+
+    Parameters
+    ----------
+    path, rows, itemsize
+        The file, of ``rows`` records of ``itemsize`` bytes each.
+    prepare
+        Makes float32 ``(x: [n, D], c: [n, C])`` of records ``[n, itemsize]`` (uint8, which it may keep). Called
+        by several threads at once.
+    batch_size, seed, share
+        As for :class:`Batches`; every process reads the whole file.
+    device
+        Where batches are put.
+
+    Raises
+    ------
+    DataError
+        If the file does not hold that many records.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rows: int,
+        itemsize: int,
+        prepare: Prepare,
+        batch_size: int,
+        seed: int,
+        *,
+        share: Share | None = None,
+        device: torch.device | str = "cpu",
+        block_bytes: int = BLOCK_BYTES,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        if rows < 1:
+            raise DataError("expected at least one row to make batches of; got none")
+        if path.stat().st_size != rows * itemsize:
+            raise DataError(
+                f"{path}: expected {rows} records of {itemsize} bytes; found {path.stat().st_size} bytes"
+            )
+        self._path, self._rows, self._itemsize, self._prepare = path, rows, itemsize, prepare
+        self._batch_size, self.seed, self._share = _positive(batch_size), seed, share or Share()
+        self._device = torch.device(device)
+        self._block = max(1, block_bytes // itemsize)
+        self._blocks = math.ceil(rows / self._block)
+        self._per_window = max(1, window_bytes // (self._block * itemsize))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in an epoch, over all processes."""
+        return self._rows
+
+    def __len__(self) -> int:
+        return math.ceil(self._rows / self._batch_size)
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every row once, as ``(x: [b, D], c: [b, C])``, in an order fixed by the seed and ``k``.
+
+        ``start`` leaves out that many batches. Raises :class:`~fluvial.errors.DataError` where the file can
+        no longer be read.
+        """
+        pieces = self._pieces(k, start * self._batch_size)
+        held: deque[tuple[Tensor, Tensor]] = deque()
+        try:
+            for number in range(start, len(self)):
+                size = min(self._batch_size, self._rows - number * self._batch_size)
+                first, last = self._share.of(size)
+                # Without a row for this process there may be nothing left to take from.
+                yield _take(pieces, held, last - first) if last > first else self._nothing()
+        finally:
+            pieces.close()
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        x, c = self._prepare(np.empty((0, self._itemsize), dtype=np.uint8))
+        return x.to(self._device), c.to(self._device)
+
+    def _pieces(self, k: int, skipped: int) -> Generator[tuple[Tensor, Tensor]]:
+        """Yield this process' rows after the first ``skipped`` of all, prepared, in order, in pieces."""
+        windows = self._windows(k, skipped)
+        with ThreadPoolExecutor(AHEAD, thread_name_prefix="fluvial-read") as pool:
+            under_way: deque[Future[list[tuple[Tensor, Tensor]]]] = deque()
+            try:
+                for window in itertools.islice(windows, AHEAD):
+                    under_way.append(pool.submit(self._load, *window))
+                while under_way:
+                    loaded = under_way.popleft().result()
+                    under_way.extend(
+                        pool.submit(self._load, *window) for window in itertools.islice(windows, 1)
+                    )
+                    for x, c in loaded:
+                        yield x.to(self._device), c.to(self._device)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _windows(self, k: int, skipped: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
+        """Yield (blocks, seed, place of its first row in the epoch, rows to leave out) of each window."""
+        seed = hashed_pair(self.seed, k)
+        blocks = torch.randperm(self._blocks, generator=torch.Generator().manual_seed(seed)).numpy()
+        place = 0
+        for number, first in enumerate(range(0, self._blocks, self._per_window)):
+            chosen = np.sort(
+                blocks[first : first + self._per_window]
+            )  # rows are shuffled anyway: read forwards
+            size = len(chosen) * self._block
+            if chosen[-1] == self._blocks - 1:
+                size -= self._blocks * self._block - self._rows  # the last block of the file may be short
+            if place + size > skipped:
+                yield chosen, hashed_pair(seed, number), place, max(0, skipped - place)
+            place += size
+
+    def _load(self, blocks: np.ndarray, seed: int, place: int, skip: int) -> list[tuple[Tensor, Tensor]]:
+        """Read a window, and return its rows in their order, prepared, in pieces."""
+        records = self._read(blocks)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(records), generator=generator, dtype=torch.int32).numpy()[skip:]
+        order = order[self._own(place + skip, len(order))]
+        # As opaque items of one row each: the fastest gather that numpy has, and it lets other threads run.
+        chosen = np.take(records.view(f"V{self._itemsize}")[:, 0], order)
+        chosen = chosen.view(np.uint8).reshape(len(order), self._itemsize)
+        del records  # a window less to hold while rows are prepared
+        return [self._prepare(chosen[i : i + PIECE_ROWS]) for i in range(0, len(order), PIECE_ROWS)]
+
+    def _own(self, place: int, size: int) -> slice | np.ndarray:
+        """Return which of ``size`` rows from ``place`` on in the epoch's order are this process'."""
+        if self._share.world == 1:
+            return slice(None)
+        at = np.arange(place, place + size)
+        within = at % self._batch_size
+        batch = np.minimum(self._batch_size, self._rows - (at - within))
+        rank, world = self._share.rank, self._share.world
+        return (within >= batch * rank // world) & (within < batch * (rank + 1) // world)
+
+    def _read(self, blocks: np.ndarray) -> np.ndarray:
+        """Read blocks (sorted numbers) as records ``[n, itemsize]``."""
+        size = self._block * self._itemsize
+        # Neighbouring blocks are read at once.
+        cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
+        firsts = blocks[np.concatenate([[0], cuts])] * size
+        lasts = (blocks[np.concatenate([cuts - 1, [len(blocks) - 1]])] + 1) * size
+        lasts = np.minimum(lasts, self._rows * self._itemsize)
+        buffer = np.empty(int((lasts - firsts).sum()), dtype=np.uint8)
+        view, at = memoryview(buffer.data), 0
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                _advise(file.fileno(), firsts, lasts)
+                for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                    at += _fill(file, first, view[at : at + last - first])
+        except OSError as error:
+            raise DataError(f"{self._path} cannot be read: {error.strerror or error}") from error
+        if at != len(buffer):
+            raise DataError(
+                f"{self._path} has become shorter while it was read; restore it, or clear the cache"
+            )
+        return buffer.reshape(-1, self._itemsize)
+
+
+def _take(
+    pieces: Iterator[tuple[Tensor, Tensor]], held: deque[tuple[Tensor, Tensor]], n: int
+) -> tuple[Tensor, Tensor]:
+    """Take the next ``n`` rows off the pieces; what is left of a piece is held for the next call."""
+    taken: list[tuple[Tensor, Tensor]] = []
+    while n:
+        x, c = held.popleft() if held else next(pieces)
+        taken.append((x[:n], c[:n]))
+        if len(x) > n:
+            held.append((x[n:], c[n:]))
+        n -= len(taken[-1][0])
+    if len(taken) == 1:
+        return taken[0]
+    return torch.cat([x for x, _ in taken]), torch.cat([c for _, c in taken])
+
+
+def _fill(file: FileIO, place: int, view: memoryview) -> int:
+    """Read from a place in a file until a buffer is full or the file ends; return the bytes read."""
+    done = 0
+    while done < len(view):
+        if hasattr(os, "preadv"):
+            read = os.preadv(file.fileno(), [view[done:]], place + done)
+        else:  # one call more
+            file.seek(place + done)
+            read = file.readinto(view[done:])
+        if not read:
+            break
+        done += read
+    return done
+
+
+def _advise(descriptor: int, firsts: np.ndarray, lasts: np.ndarray) -> None:
+    """Tell the system which parts of a file are wanted, so that it fetches many at once (where it can be told)."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_WILLNEED)

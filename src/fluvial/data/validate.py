@@ -47,13 +47,16 @@ def validate(
     where: str,
     missing: Handling = "error",
     outside: Handling = "error",
+    locate: Callable[[int], str] = "row {}".format,
 ) -> tuple[dict[str, np.ndarray], Report]:
     """Return the schema's columns of a table with sound rows only, and a report of what was dropped.
 
     A value is *missing* where it is NaN or infinite, and *outside* where it is finite but not in the column's
-    support, an open interval. Either raises, or drops the row. ``table`` maps names to arrays ``[rows]``;
-    ``where`` names it in messages (the file). The result is float64, ``[rows_kept]``, in the order of the
-    schema; where nothing is dropped, float64 columns are not copied.
+    support, an open interval, nor on one of its atoms or whole numbers. Either raises, or drops the row. ``table`` maps
+    names to arrays ``[rows]``; ``where`` names it in messages (the file), and ``locate`` says where row ``i`` of it is.
+    The result is float64, ``[rows_kept]``, in the order of the schema and
+    :meth:`canonical <fluvial.data.schema.Column.canonical>` (saturated values are on their atom, angles within one
+    turn); where nothing is changed or dropped, float64 columns are not copied.
 
     Raises one :class:`~fluvial.errors.DataError` that lists every fault: missing or outside values that are
     not to be dropped, columns that are constant over the sound rows, no rows left. Columns that are absent or
@@ -66,7 +69,7 @@ def validate(
     >>> table["mass"], report.dropped
     (array([ 8., 30.]), {'mass: missing': 1})
     """
-    checking = Validation(schema, where=where, missing=missing, outside=outside)
+    checking = Validation(schema, where=where, missing=missing, outside=outside, locate=locate)
     columns, keep = checking.add(table)
     return columns if keep is None else {n: v[keep] for n, v in columns.items()}, checking.finish()
 
@@ -89,7 +92,7 @@ class Validation:
         self._schema, self._where, self._locate = schema, where, locate
         self._handling: dict[str, Handling] = {"missing": missing, "outside": outside}
         self._read = self._kept = 0
-        self._faults = {c.name: {"missing": _Fault(), "outside": _Fault()} for c in schema.columns}
+        self._faults = {c.name: {"missing": Fault(), "outside": Fault()} for c in schema.columns}
         self._range = {c.name: [math.inf, -math.inf] for c in schema.columns}
 
     def add(
@@ -109,7 +112,7 @@ class Validation:
             if _sound(values, column):
                 continue
             finite = np.isfinite(values)
-            wrong = {"missing": ~finite, "outside": finite & ~column.support.contains(values)}
+            wrong = {"missing": ~finite, "outside": finite & ~column.contains(values)}
             for reason, bad in wrong.items():
                 if bad.any():
                     first, bad = _of_rows(values, bad)
@@ -146,8 +149,8 @@ class Validation:
 
 
 @dataclass
-class _Fault:
-    """One kind of fault in one column: how many values, and the first."""
+class Fault:
+    """One kind of fault in one column: how many values, how many of them NaN, and the first's row and value."""
 
     count: int = 0
     nan: int = 0
@@ -155,6 +158,9 @@ class _Fault:
     value: float = math.nan
 
     def add(self, values: np.ndarray, bad: np.ndarray, rows: np.ndarray | None, before: int) -> None:
+        """Count the ``bad`` of these values; ``rows`` are their numbers, or they begin at ``before``."""
+        if not bad.any():
+            return
         if self.count == 0:
             first = int(bad.argmax())
             self.row = before + first if rows is None else int(rows[first])
@@ -168,7 +174,7 @@ def _columns(table: Mapping[str, np.ndarray], schema: Schema, where: str) -> dic
     absent = [f"no column {name!r}{nearest(name, table)}" for name in names if name not in table]
     if absent:
         raise DataError(f"{where}: " + "; ".join(absent))
-    columns = {c.name: _plain(table[c.name], c) for c in schema.columns}
+    columns = {c.name: c.canonical(_plain(table[c.name], c)) for c in schema.columns}
     expected = {c.name: (c.length,) if c.length is not None else () for c in schema.columns}
     scalar = not any(expected.values())
     sizes = {values.shape[:1] for values in columns.values()}
@@ -195,6 +201,8 @@ def _sound(values: np.ndarray, column: Column) -> bool:
     """Say whether all values are finite and in the support, by their extremes, which one NaN makes NaN."""
     if values.size == 0:
         return True
+    if not column.plain:
+        return bool(column.contains(values).all())
     extremes = np.array([values.min(), values.max()])
     return bool((np.isfinite(extremes) & column.support.contains(extremes)).all())
 
@@ -208,7 +216,7 @@ def _of_rows(values: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarra
     )
 
 
-def _missing(column: Column, fault: _Fault, where: str) -> str:
+def _missing(column: Column, fault: Fault, where: str) -> str:
     return (
         f"{column.name}: {fault.count} values are not finite ({fault.nan} NaN, {fault.count - fault.nan} "
         f'infinite), the first in {where}; mend the data, or set `missing = "drop"` under [data] to drop '
@@ -216,7 +224,13 @@ def _missing(column: Column, fault: _Fault, where: str) -> str:
     )
 
 
-def _outside(column: Column, fault: _Fault, where: str) -> str:
+def _outside(column: Column, fault: Fault, where: str) -> str:
+    if not column.plain:
+        return (
+            f"{column.name}: {fault.count} values are not among {column.describe_support()}, the first in {where}: "
+            f"{fault.value:g}; mend the data, or what [columns.{column.name}] says of them, or set "
+            '`outside = "drop"` under [data] to drop those rows'
+        )
     support = column.support
     ends = " (the ends are not part of it)" if fault.value in (support.lower, support.upper) else ""
     return (

@@ -6,6 +6,7 @@ from fluvial.flows.build import ARCHITECTURES, build_flow
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
+from fluvial.flows.mixed import MixedFlow, build_mixed_flow
 from fluvial.flows.mixture import MixtureOfGaussians
 from fluvial.flows.sbi import sbi_estimator
 
@@ -22,7 +23,9 @@ __all__ = [
     "FlowDistribution",
     "FullGaussian",
     "Gaussianization",
+    "MixedFlow",
     "MixtureOfGaussians",
     "build_flow",
+    "build_mixed_flow",
     "sbi_estimator",
 ]

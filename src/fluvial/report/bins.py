@@ -10,10 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Binning:
-    """Bin edges ``[B + 1]``, increasing, and whether their axis is logarithmic."""
+    """Bin edges ``[B + 1]``, increasing, whether their axis is logarithmic, and which bins stand for atoms."""
 
     edges: np.ndarray
     log: bool = False
+    atoms: tuple[int, ...] = ()
 
     @property
     def widths(self) -> np.ndarray:
@@ -74,6 +75,7 @@ def binning(
     positive: bool = False,
     adaptive: bool = True,
     log_from: float = 4.0,
+    atoms: Sequence[float] = (),
 ) -> Binning:
     """Return about ``number`` bins for the values of all panels, shared by data and draws.
 
@@ -81,8 +83,14 @@ def binning(
     100 values, the draws help to set it). It does not depend on ``number``. If ``adaptive``, edges stand at
     equal steps of the mean of two distribution functions, the uniform one and that of the values themselves,
     so that bins are finer where the density is high. Whole numbers get a bin each. A positive column that
-    spans a factor of ``log_from`` or more gets a logarithmic axis.
+    spans a factor of ``log_from`` or more gets a logarithmic axis. ``atoms`` get a narrow bin each, which lies outside
+    the others where it can; one that is far from all other values gets none.
     """
+    if len(atoms):
+        free, drawn = ([v[~np.isin(v, atoms)] for v in map(np.ravel, some)] for some in (data, draws))
+        positive = positive and min(atoms) > 0
+        others = binning(free, drawn, number, positive=positive, adaptive=adaptive, log_from=log_from)
+        return _with_atoms(others, atoms)
     known = finite(np.concatenate([np.empty(0), *map(np.ravel, data)]))
     drawn = finite(np.concatenate([np.empty(0), *map(np.ravel, draws)]))
     ranged = known if len(known) >= 100 else np.concatenate([known, drawn])
@@ -101,6 +109,31 @@ def binning(
     inside = np.log(ranged[ranged > 0]) if log else ranged
     edges = _edges(inside, lower, upper, number) if adaptive else np.linspace(lower, upper, number + 1)
     return Binning(np.exp(edges) if log else edges, log)
+
+
+def _with_atoms(bins: Binning, atoms: Sequence[float]) -> Binning:
+    """Add a narrow bin for every atom: beyond the end of the others, or about the atom where they reach over it."""
+    edges = bins.edges
+    for atom in atoms:
+        low, high = float(edges[0]), float(edges[-1])
+        if bins.log and atom <= 0:
+            continue
+        span = min(np.log(high / low), 16.0) * atom if bins.log else high - low
+        width, margin = 0.03 * span, 0.06 * span
+        if atom < low - 1.5 * (high - low) or atom > high + 1.5 * (high - low):
+            continue
+        if atom < low + margin:
+            pair = (atom - 1.8 * width, atom - width, float(np.nextafter(atom, np.inf)))
+            edges = edges[edges > pair[-1]]
+        elif atom > high - margin:
+            pair = (atom, atom + width, atom + 1.8 * width)
+            edges = edges[edges < pair[0]]
+        else:
+            pair = (atom - 0.5 * width, atom + 0.5 * width)
+            edges = edges[(edges < pair[0]) | (edges > pair[1])]
+        edges = np.sort(np.concatenate([edges, pair]))
+    index = np.searchsorted(edges, [a for a in atoms if edges[0] <= a <= edges[-1]], side="right") - 1
+    return Binning(edges, bins.log, tuple(np.minimum(index, len(edges) - 2).tolist()))
 
 
 def _margin(lower: float, upper: float) -> tuple[float, float]:

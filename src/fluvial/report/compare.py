@@ -56,8 +56,10 @@ def marginals(panels: Sequence[Panel], columns: Sequence[Column]) -> Figure:
         axes = [grid.cells[i * block + j] for i in range(len(panels))]
         seen: list[tuple[np.ndarray, np.ndarray, Binning]] = []
         for stack, d, s in zip(axes, data, draws, strict=True):
-            bins = binning(data, draws, bin_number(len(d)), positive=column.support.lower >= 0)
+            number, positive = bin_number(len(d)), column.support.lower >= 0
+            bins = binning(data, draws, number, positive=positive, atoms=column.atoms)
             _spectrum(stack, d, s, bins, style.density_label(column))
+            _say_far_atoms(stack[0], d, s, bins, column.atoms)
             stack[1].set_xlabel(style.axis_label(column, 44 if across < 3 else 26))
             seen.append((heights(d, bins), heights(s, bins), bins))
         same_y([stack[0] for stack in axes], seen)
@@ -107,6 +109,19 @@ def _spectrum(stack: list[Axes], data: np.ndarray, draws: np.ndarray, bins: Binn
     elif (lost := bins.outside(draws)) > bins.outside(data) + 0.01:
         style.corner_text(top, f"{style.percent(lost)} of the draws beyond the frame", color=VERMILION)
     _ratio(bottom, data, draws, bins)
+
+
+def _say_far_atoms(
+    axes: Axes, data: np.ndarray, draws: np.ndarray, bins: Binning, atoms: Sequence[float]
+) -> None:
+    """Write the shares of atoms that lie beyond the frame."""
+    lines = [
+        f"at {atom:g}: data {style.percent(np.mean(data == atom))}, draws {style.percent(np.mean(draws == atom))}"
+        for atom in atoms
+        if not bins.edges[0] <= atom <= bins.edges[-1] and len(data) and len(draws)
+    ]
+    if lines:
+        style.corner_text(axes, "\n".join(lines), right=False)
 
 
 def _ratio(axes: Axes, data: np.ndarray, draws: np.ndarray, bins: Binning) -> None:

@@ -32,6 +32,9 @@ def draw_line(axes: Axes, draws: np.ndarray, bins: Binning) -> None:
     unit = max(len(draws), 1) * bins.widths
     axes.stairs(upper / unit, bins.edges, baseline=lower / unit, fill=True, color=DRAWS, alpha=0.22, lw=0)
     axes.stairs(counts / unit, bins.edges, baseline=None, color=DRAWS, lw=1.2, label="draws")
+    for i in bins.atoms:  # a bar whose area is the probability of the atom
+        width, height = bins.widths[i], counts[i] / unit[i]
+        axes.bar(bins.edges[i], height, width, align="edge", color=DRAWS, alpha=0.35, lw=0)
 
 
 def data_points(axes: Axes, data: np.ndarray, bins: Binning, label: str = "data") -> None:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from fluvial.data.stream import Batches
+from fluvial.data.stream import BatchSource
 from fluvial.errors import RunError
 from fluvial.flows.flow import AbstractFlow
 from fluvial.train import finder
@@ -43,7 +43,7 @@ AFTER_ROLLBACK, AFTER_PLATEAU = 0.3, 0.5
 
 def train(
     flow: AbstractFlow,
-    batches: Batches,
+    batches: BatchSource,
     validation: tuple[Tensor, Tensor],
     options: TrainingOptions,
     *,
@@ -61,7 +61,7 @@ class Trainer:
     ----------
     flow : AbstractFlow
         Over standardised columns; changed in place.
-    batches : Batches
+    batches : BatchSource
         Training rows (targets, context).
     validation : tuple[Tensor, Tensor]
         Targets ``[n, D]`` and context ``[n, C]`` that decide which weights are best.
@@ -78,7 +78,7 @@ class Trainer:
     def __init__(
         self,
         flow: AbstractFlow,
-        batches: Batches,
+        batches: BatchSource,
         validation: tuple[Tensor, Tensor],
         options: TrainingOptions,
         *,
@@ -405,7 +405,9 @@ class Trainer:
             self._held = None
 
 
-def _merged(batches: Batches, epoch: int, start: int, merged: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+def _merged(
+    batches: BatchSource, epoch: int, start: int, merged: int
+) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield an epoch from a batch on, several batches at a time; and how many batches of it have then been used."""
     used, parts = start, []
     for part in batches.epoch(epoch, start):
@@ -417,7 +419,7 @@ def _merged(batches: Batches, epoch: int, start: int, merged: int) -> Iterator[t
             yield x, context, used
 
 
-def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(batches: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches for ever, of epochs that training does not use: 0, −1, …"""
     epoch = 0
     while True:

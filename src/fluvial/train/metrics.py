@@ -116,7 +116,8 @@ def _drawn_pit(flow: AbstractFlow, x: Tensor, context: Tensor) -> Tensor:
     shape = (DRAWS,) if context.shape[1] else (DRAWS, len(x))
     draws = given.sample(shape, generator=generator)
     within = torch.rand(x.shape, generator=generator, device=x.device)
-    pit = ((draws < x).sum(0) + within) / (DRAWS + 1)
+    ties = (draws == x).sum(0)  # where values are discrete: the rank is any of theirs
+    pit = ((draws < x).sum(0) + within * (ties + 1)) / (DRAWS + 1)
     return torch.where(draws.isfinite().all(0), pit, torch.nan)
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from fluvial import check as checks
 from fluvial.check import CheckResult
+from fluvial.data.schema import Schema, Support
 from fluvial.density import Density
 from fluvial.errors import RunError
 from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, CHECKS, STUDY, RunFolder, now
 from fluvial.study import Study, read_study
-from fluvial.workflow.data import Rows, columns, read_rows
+from fluvial.workflow.data import Rows, columns, data_changed, read_rows
 from fluvial.workflow.quadrature import integrate
 
 LEVELS = np.linspace(0.05, 0.95, 19)
@@ -46,8 +47,8 @@ def check_run(run: str | Path) -> list[CheckResult]:
     record = folder.record()
     study, _ = read_study(folder.path / STUDY)
     source = record["data"]["source"]
-    rows = read_rows(study, source)
-    if rows.facts["fingerprint"]["sha256"] != record["data"]["fingerprint"]["sha256"]:
+    rows = read_rows(study, source, like=record["data"])
+    if data_changed(record["data"], rows):
         raise RunError(
             f"{source} has changed since {folder.path} was fitted (its SHA-256 differs), so its test rows are not "
             "those of the fit; restore the file, or fit again."
@@ -115,19 +116,21 @@ def _compute(
         table_of_draws, draws_log_prob = flat.reshape(shape), flat_log_prob.reshape(shape)
     draws = np.stack([table_of_draws[n] for n in names], axis=-1)
     x = columns(chosen, names)
+    at_rows = log_prob[rows]
+    if not density.plain:
+        # Equal levels are equally likely: two paths of arithmetic must not tell them apart, or ranks are not random.
+        at_rows, draws_log_prob = np.round(at_rows, 3), np.round(draws_log_prob, 3)
 
     pit = checks.pit_values(x, draws, rng)
     pulls = checks.pulls(x, draws)
     results = [
         *checks.pit(pit, names),
-        checks.coverage(log_prob[rows], draws_log_prob, rng),
+        checks.coverage(at_rows, draws_log_prob, rng),
         *checks.pull_checks(x, draws, names),
     ]
     if schema.context:
         results += checks.local_calibration(pit, context, names)
-    lower = np.array([c.support.lower for c in schema.targets])
-    upper = np.array([c.support.upper for c in schema.targets])
-    results += checks.outside_support(draws, lower, upper, names)
+    results += _support(schema, x, draws, context)
     if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
         integrals = [integrate(density, {n: float(table[n][r]) for n in schema.context_names}) for r in at]
@@ -136,7 +139,7 @@ def _compute(
     if truth is not None:
         results.insert(0, checks.kl_divergence(truth, log_prob, threshold=section.kl_threshold))
 
-    hpd, hpd_error = checks.coverage_curve(log_prob[rows], draws_log_prob, LEVELS, rng)
+    hpd, hpd_error = checks.coverage_curve(at_rows, draws_log_prob, LEVELS, rng)
     central, central_error = checks.central_coverage_curve(x, draws, LEVELS, rng)
     arrays = {
         "log_prob": log_prob,
@@ -149,6 +152,24 @@ def _compute(
         "central_error": central_error,
     }
     return results, arrays
+
+
+def _support(schema: Schema, x: np.ndarray, draws: np.ndarray, context: np.ndarray) -> list[CheckResult]:
+    """Return that no draw is where a column cannot be, and how often atoms and integers come."""
+    never = Support(math.inf, -math.inf)
+    supports = [
+        never if c.kind == "integer" else Support() if c.period is not None else c.support
+        for c in schema.targets
+    ]
+    lower, upper = np.array([s.lower for s in supports]), np.array([s.upper for s in supports])
+    levels = [c.levels for c in schema.targets]
+    results = checks.outside_support(draws, lower, upper, schema.target_names, levels)
+    for j, column in enumerate(schema.targets):
+        if column.levels:
+            results.append(
+                checks.level_probabilities(x[:, j], draws[:, :, j], context, column.name, column.levels)
+            )
+    return results
 
 
 def _panels(density: Density, rows: Rows, study: Study) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,27 +12,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial.data.discrete import resolve
+from fluvial.data.memory import memory_budget
+from fluvial.data.packed import SAMPLE, Packed
 from fluvial.data.readers import Source, fingerprint, open_table
 from fluvial.data.schema import Column, Schema
 from fluvial.data.select import View
-from fluvial.data.stream import Split, split_rows
+from fluvial.data.stream import Batches, BatchSource, Share, Split, StreamedBatches, split_rows
 from fluvial.data.transforms import ColumnTransforms
-from fluvial.data.validate import Validation
+from fluvial.data.validate import Fault, Validation
 from fluvial.errors import DataError, nearest
 from fluvial.study import Study
+from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
 
 SPLITS = ("train", "validation", "test")
 
 
+#: Bytes of a table, as float64, from which on it is packed, so that later fits start at once.
+PACK_FROM = 2**28
+#: Bytes of memory that a fit in memory takes for each byte of its table, as float64.
+WORKING_SET = 4
+#: Where a record says that the rows were, while training read them.
+IN_MEMORY, ON_DISK = "in memory", "on disk"
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Sound rows of a study's table, in units, and how they are split."""
+    """Sound rows of a study's table, in units, and how they are split.
+
+    Where all rows do not fit in memory, ``packed`` holds them on disk, and ``table``, ``truth`` and ``split``
+    are of a uniform sample of each split: up to :data:`fluvial.data.packed.SAMPLE` rows. Column transforms are
+    then fitted to that sample of the train split, validation losses and checks are of the samples of theirs, and
+    training alone sees every row of its split.
+    """
 
     schema: Schema
     table: dict[str, np.ndarray]
     truth: np.ndarray | None
     split: Split
     facts: dict[str, Any]
+    packed: Packed | None = None
 
     def part(self, name: str) -> dict[str, np.ndarray]:
         """Return the rows of one split."""
@@ -42,12 +62,58 @@ class Rows:
         """Return the exact log-densities of one split, if the table holds them."""
         return None if self.truth is None else self.truth[getattr(self.split, name)]
 
+    def count(self, name: str) -> int:
+        """Return the number of rows of one split, all of them."""
+        return self.facts["split"][name]
 
-def read_rows(study: Study, source: Source) -> Rows:
+    def range(self, column: str) -> tuple[float, float]:
+        """Return the smallest and the largest value of a column, over all rows."""
+        if self.packed is not None:
+            return self.packed.range(column)
+        return float(self.table[column].min()), float(self.table[column].max())
+
+    def batches(
+        self,
+        targets: ColumnTransforms,
+        context: ColumnTransforms,
+        batch_size: int,
+        seed: int,
+        *,
+        share: Share | None = None,
+        device: torch.device | str = "cpu",
+    ) -> tuple[BatchSource, float]:
+        """Return batches of the train split as the flow sees them, and the targets' transforms' mean logdet.
+
+        The batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
+        """
+        x, c, logdet = standardised(self.part("train"), self.schema, targets, context)
+        if self.packed is None:
+            return Batches(x.to(device), c.to(device), batch_size, seed, share=share), logdet
+        prepare = standardiser(self.packed.layout, self.schema, targets, context)
+        rows, path = self.packed.rows("train"), self.packed.path("train")
+        if fits_device(rows * (x.shape[1] + c.shape[1]) * 4, torch.device(device)):
+            records = self.packed.records("train")
+            pieces = (prepare(np.array(records[i : i + CHUNK])) for i in range(0, rows, CHUNK))
+            x, c = (
+                torch.cat(p) for p in zip(*((x.to(device), c.to(device)) for x, c in pieces), strict=True)
+            )
+            return Batches(x, c, batch_size, seed, share=share), logdet
+        size = self.packed.layout.dtype.itemsize
+        return StreamedBatches(
+            path, rows, size, prepare, batch_size, seed, share=share, device=device
+        ), logdet
+
+
+def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = None) -> Rows:
     """Read and validate the rows of a table that the study's filter keeps, and split them.
 
     ``source`` is the study's, as it is found from the working directory. A row falls to its split by its number
     in the source, so that a filter moves none.
+
+    A table of 256 MiB or more (as float64) is packed first, once: see :mod:`fluvial.data.packed`. Where four
+    times the table is more than the study's ``memory``, its rows stay on disk. ``like`` is what a run's record
+    says of its ``data``: the rows are then held as they were in that run, whatever memory there is now, so that
+    it can be gone on with, or checked, on the same ones.
 
     Raises
     ------
@@ -61,7 +127,14 @@ def read_rows(study: Study, source: Source) -> Rows:
     known = view.columns()
     if truth is not None and truth not in known:
         raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
-    raw, numbers = view.read(schema.target_names + schema.context_names + ([truth] if truth else []))
+    names = schema.target_names + schema.context_names + ([truth] if truth else [])
+    size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
+    large = size >= PACK_FROM or size * WORKING_SET > budget if like is None else "packed" in like
+    if large and all(column.length is None for column in schema.columns):  # arrays are not packed
+        if like is not None:
+            budget = 2**62 if like["packed"]["held"] == IN_MEMORY else 0
+        return _large(study, schema, view, where, budget)
+    raw, numbers = view.read(names)
     checking = Validation(
         schema, where=where, missing=study.data.missing, outside=study.data.outside, locate=view.place
     )
@@ -69,18 +142,89 @@ def read_rows(study: Study, source: Source) -> Rows:
     kept = checking.finish()
     if keep is not None:
         table, numbers = {name: values[keep] for name, values in table.items()}, numbers[keep]
+    schema, notes = resolve(schema, table, where=where)
     known_truth = None
     if truth is not None:
-        known_truth = _sound_truth(raw[truth] if keep is None else raw[truth][keep], numbers, view, truth)
+        known_truth, wrong = raw[truth] if keep is None else raw[truth][keep], Fault()
+        wrong.add(known_truth, ~np.isfinite(known_truth), numbers, 0)
+        check_truth(view, truth, wrong)
     split = _split(study, view.source_rows(), numbers, where)
-    _check_varies(table, schema, split.train, where)
+    for column in schema.columns:
+        values = table[column.name][split.train]
+        _check_varies(column.name, float(values.min()), float(values.max()), len(values), where)
     facts = {
         "fingerprint": fingerprint(source),
         "rows_in_source": view.source_rows(),
         **kept.to_json(),
         "split": {name: len(getattr(split, name)) for name in SPLITS},
+        "notes": notes,
     }
     return Rows(schema, table, known_truth, split, facts)
+
+
+def data_changed(recorded: Mapping[str, Any], rows: Rows) -> bool:
+    """Say whether the data are not those that a run's record (its ``data``) tells of."""
+    before, after = recorded["fingerprint"], rows.facts["fingerprint"]
+    if before.get("of", "file") == after.get("of", "file"):
+        return before["sha256"] != after["sha256"]
+    return any(before[key] != after[key] for key in ("bytes", "rows", "columns"))  # read in another way
+
+
+def require_unchanged(recorded: Mapping[str, Any], rows: Rows, source: Source) -> None:
+    """Raise :class:`~fluvial.errors.DataError` where the data are not those of a run that is to go on."""
+    if data_changed(recorded, rows):
+        before, after = recorded["fingerprint"], rows.facts["fingerprint"]
+        raise DataError(
+            f"{_listed(source)} has changed since the run began: then {before['rows']} rows, {before['bytes']} bytes, "
+            f"modified {before['modified']}; now {after['rows']} rows, {after['bytes']} bytes, modified "
+            f"{after['modified']}. A run cannot go on with other rows: restore the file, or start a new run."
+        )
+
+
+def _large(study: Study, schema: Schema, view: View, where: str, budget: int) -> Rows:
+    """Return the rows of a table that is packed: all of them if memory allows, else a sample and the file."""
+    packed = packed_table(study, schema, view, where)
+    truth = study.check.truth
+    counts = {name: packed.rows(name) for name in SPLITS}
+    sound = packed.about["report"]["rows_kept"]
+    for name, count in counts.items():
+        _check_not_empty(name, count, sound, where)
+    for column in schema.columns:
+        _check_varies(column.name, *packed.range(column.name, "train"), counts["train"], where)
+    in_memory = sound * len(packed.names) * 8 * WORKING_SET <= budget
+    parts = [packed.table(name) if in_memory else packed.sample(name) for name in SPLITS]
+    table = {name: np.concatenate([part.pop(name) for part in parts]) for name in packed.names}
+    ends = np.cumsum([0, *(counts[name] if in_memory else min(counts[name], SAMPLE) for name in SPLITS)])
+    facts = {
+        "fingerprint": packed.about["fingerprint"] | {"sha256": packed.about["sha256"], "of": "packed rows"},
+        "rows_in_source": view.source_rows(),
+        **packed.about["report"],
+        "split": counts,
+        "packed": {
+            "held": IN_MEMORY if in_memory else ON_DISK,
+            "bytes_per_row": packed.layout.dtype.itemsize,
+            "forms": packed.layout.forms,
+            "largest_relative_rounding": max(c["rounding"] for c in packed.about["columns"]),
+        },
+    }
+    known_truth = table.pop(truth) if truth is not None else None
+    split = Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends)))
+    schema, facts["notes"] = resolve(
+        schema, table if in_memory else _with_rare(schema, table, packed), where=where
+    )
+    return Rows(schema, table, known_truth, split, facts, None if in_memory else packed)
+
+
+def _with_rare(schema: Schema, sample: Mapping[str, np.ndarray], packed: Packed) -> dict[str, np.ndarray]:
+    """Return the columns with what a sample may lack: whole numbers that are rare, and where numbers off atoms end."""
+    full = {}
+    for column in schema.columns:
+        rare = packed.landmarks(column.name)
+        if column.mixed:
+            free = (values[column.level(values) < 0] for values in packed.chunks(column.name))
+            rare = np.array([end for part in free if part.size for end in (part.min(), part.max())])
+        full[column.name] = np.concatenate([sample[column.name], rare])
+    return full
 
 
 def with_lengths(schema: Schema, view: View) -> Schema:
@@ -110,17 +254,6 @@ def _listed(source: Source) -> str:
     return ", ".join(os.fspath(one) for one in source)
 
 
-def _sound_truth(values: np.ndarray, numbers: np.ndarray, view: View, name: str) -> np.ndarray:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise DataError(
-            f"{view.reader.path}: column {name!r} ([check] truth) holds {bad.size} values that are not finite, "
-            f"the first in {view.place(int(numbers[bad[0]]))}; expected the exact log-density of every row that "
-            "is used."
-        )
-    return values
-
-
 def _split(study: Study, total: int, kept: np.ndarray, where: str) -> Split:
     """Split all rows of the file, then keep the sound ones: a dropped row moves no other to another split."""
     try:
@@ -132,12 +265,16 @@ def _split(study: Study, total: int, kept: np.ndarray, where: str) -> Split:
         member = np.zeros(total, dtype=bool)
         member[getattr(of_file, name)] = True
         parts[name] = np.flatnonzero(member[kept])
-        if not parts[name].size:
-            raise DataError(
-                f"{where}: none of the {len(kept)} sound rows falls to the {name} split; give more rows, or "
-                "raise its share in `split` under [data]."
-            )
+        _check_not_empty(name, parts[name].size, len(kept), where)
     return Split(**parts)
+
+
+def _check_not_empty(name: str, count: int, sound: int, where: str) -> None:
+    if not count:
+        raise DataError(
+            f"{where}: none of the {sound} sound rows falls to the {name} split; give more rows, or raise its "
+            "share in `split` under [data]."
+        )
 
 
 def standardised(
@@ -165,12 +302,10 @@ def columns(table: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
     return np.stack([table[n] for n in names], axis=-1) if names else np.empty((rows, 0))
 
 
-def _check_varies(table: Mapping[str, np.ndarray], schema: Schema, rows: np.ndarray, where: str) -> None:
+def _check_varies(name: str, low: float, high: float, rows: int, where: str) -> None:
     """A column may vary in the table and yet be constant in a small training split."""
-    for name in schema.target_names + schema.context_names:
-        values = table[name][rows]
-        if values.min() == values.max():
-            raise DataError(
-                f"{where}: column {name} is constant ({values[0]:g}) in the {len(rows)} rows of the train "
-                "split; give more rows, a larger share, or another [data] seed."
-            )
+    if low == high:
+        raise DataError(
+            f"{where}: column {name} is constant ({low:g}) in the {rows} rows of the train split; give more "
+            "rows, a larger share, or another [data] seed."
+        )

@@ -18,8 +18,8 @@ import torch
 from fluvial.data.readers import absolute_source, source_beside
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
-from fluvial.errors import DataError, RunError, StudyError
-from fluvial.flows.build import build_flow
+from fluvial.errors import RunError, StudyError
+from fluvial.flows.mixed import build_mixed_flow
 from fluvial.loggers import Logger, make_loggers
 from fluvial.record import (
     CHECKING,
@@ -38,7 +38,7 @@ from fluvial.study import Study, parse_study, read_study
 from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, process_group
 from fluvial.train.stopping import Place
 from fluvial.workflow.check import run_checks
-from fluvial.workflow.data import Rows, read_rows
+from fluvial.workflow.data import Rows, read_rows, require_unchanged
 from fluvial.workflow.report import report_run
 from fluvial.workflow.signals import Stop, Terminated, shown, signals
 from fluvial.workflow.training import Event, Keeper, find_start, start_from, train_density
@@ -98,7 +98,12 @@ def fit(
         tell(f"reading {source}")
         rows = read_rows(parsed, source)
         _refuse_arrays(rows)
+        for note in rows.facts["notes"]:
+            tell(note)
         density = _new_density(parsed, rows)
+        for column, line in _described(density.target_transforms, density.context_transforms).items():
+            if "[chosen" in line:
+                tell(f"transform of {column}: {line}")
         if parsed.training.start:
             tell(start_from(density, find_start(parsed.training.start, folder, Path(runs))))
         record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
@@ -161,12 +166,8 @@ def resume(
         reporting = make_loggers(loggers) if group.writes else []
         source = record["data"]["source"]
         tell(f"reading {source}")
-        rows = read_rows(study, source)
-        if rows.facts["fingerprint"]["sha256"] != record["data"]["fingerprint"]["sha256"]:
-            raise DataError(
-                f"{source} has changed since {folder.path} began (its SHA-256 differs), so the fit cannot go on "
-                "as if nothing had happened; restore the file, or fit again."
-            )
+        rows = read_rows(study, source, like=record["data"])
+        require_unchanged(record["data"], rows, source)
         if checkpoint is None:
             density = _new_density(study, rows)
             if study.training.start:
@@ -307,8 +308,8 @@ def _new_density(study: Study, rows: Rows) -> Density:
     options = study.flow_options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.training.seed)
-        flow = build_flow(
-            study.architecture, targets=len(schema.targets), context=len(schema.context), **options
+        flow = build_mixed_flow(
+            study.architecture, **targets.layout.arguments, context=context.layout.width, **options
         )
     return Density(
         flow,
@@ -317,7 +318,7 @@ def _new_density(study: Study, rows: Rows) -> Density:
         context,
         architecture=study.architecture,
         options=options,
-        context_range={n: (rows.table[n].min(), rows.table[n].max()) for n in schema.context_names},
+        context_range={c.name: rows.range(c.name) for c in schema.context if c.period is None},
     )
 
 
@@ -355,7 +356,7 @@ def _record(
         "study": _resolved(study, rows, density),
         "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "data": {"source": absolute_source(source), **rows.facts},
-        "transforms": {**density.target_transforms.describe(), **density.context_transforms.describe()},
+        "transforms": _described(density.target_transforms, density.context_transforms),
         "seeds": {"split": study.data.seed, "training": study.training.seed, "check": study.check.seed},
         "timings": {"reading": seconds},
         "training": {},
@@ -365,11 +366,21 @@ def _record(
     }
 
 
+def _described(*transforms: ColumnTransforms) -> dict[str, str]:
+    """Return one line for each column, with the reason where the study left its transform open."""
+    lines = {}
+    for one in transforms:
+        for name, text in one.describe().items():
+            why = one.reasons.get(name)
+            lines[name] = f"{text} [chosen: {why}]" if why else text
+    return lines
+
+
 def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
     """Return every option of the study with its value, those left out included."""
     training = study.training
     resolved = {
-        "batch_size": training.batch_rows(len(rows.split.train)),
+        "batch_size": training.batch_rows(rows.count("train")),
         "epochs": training.epoch_limit,
     }
     return {

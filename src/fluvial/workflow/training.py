@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fluvial.data.stream import Batches
 from fluvial.density import DENSITY_FILE, Density
 from fluvial.errors import RunError
 from fluvial.flows.amortized import Amortized
@@ -113,13 +111,14 @@ def train_density(
         If another process is gone; a checkpoint has been written.
     """
     transforms = density.target_transforms, density.context_transforms
-    x, c, train_logdet = standardised(rows.part("train"), rows.schema, *transforms)
     validation = thinned(rows.part("validation"), density.flow.validation_rows)
     validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms)
     section = study.training
+    size = section.batch_rows(rows.count("train"))
+    batches, train_logdet = rows.batches(*transforms, size, section.seed)
     trainer = Trainer(
         density.flow,
-        Batches(x, c, section.batch_rows(len(x)), section.seed),
+        batches,
         (validation_x, validation_c),
         options,
         seed=section.seed,
@@ -149,7 +148,7 @@ def train_density(
     except TrainingError as error:
         if error.diagnosis is None:
             raise
-        raise TrainingError(f"{error} {blame(error.diagnosis, rows, x, c)}", error.diagnosis) from error
+        raise TrainingError(f"{error} {blame(error.diagnosis, density, rows)}", error.diagnosis) from error
     density.flow.eval()
     if keeper and interrupted is None and trainer.place.stopped:
         keeper.record["stopped"] = trainer.place.stopped  # also where nothing was left to train
@@ -195,10 +194,12 @@ def summary(event: EpochEvent, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def blame(found: Diagnosis, rows: Rows, x: Tensor, context: Tensor) -> str:
+def blame(found: Diagnosis, density: Density, rows: Rows) -> str:
     """Return which column and which rows of the table a diagnosis is about, with their values in units."""
-    columns = rows.schema.targets if found.role == "target" else rows.schema.context
-    name = columns[found.column].name
+    transforms = density.target_transforms, density.context_transforms
+    x, context, _ = standardised(rows.part("train"), rows.schema, *transforms)
+    role = transforms[0] if found.role == "target" else transforms[1]
+    name = role.coded_names[found.column]
     every = torch.cat([x, context], 1)
     numbers: list[int] = []
     for row in torch.cat([found.x, found.context], 1):

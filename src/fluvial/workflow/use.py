@@ -142,8 +142,8 @@ def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.nd
         if column.role == "target":
             bad, what = np.isnan(values), "missing"
         else:
-            bad = ~(column.support.contains(values) & np.isfinite(values))
-            what = f"missing or outside the support {column.support}"
+            bad = ~column.contains(values)
+            what = f"missing or outside the support {column.describe_support()}"
         if bad.any():
             row = int(bad.argmax())
             raise DataError(
