@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,22 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import machine, markdown_table, versions, where_and_when, write_json
+from peers.loaders import (
+    BATCH,
+    CONTEXT,
+    FILES,
+    TARGETS,
+    Loop,
+    epochs,
+    in_memory,
+    row_by_row,
+    tensor_dataset,
+)
 from peers.worker import _forget_peak, _peak, _resident
 
-TARGETS, CONTEXT, BATCH = 17, 14, 2048
 COLUMNS = TARGETS + CONTEXT
 ROW_BYTES = 4 * COLUMNS
-FILES = 10
 PACKAGES = ("fluvial", "torch", "numpy", "h5py", "pyarrow")
-
-Loop = Callable[[], Iterator[Any]]
 
 
 # ---------------------------------------------------------------------------------------- tables
@@ -122,63 +129,7 @@ def streamed(folder: Path, times: int, *, standardised: bool) -> tuple[Loop, Pat
 
         assert rows.packed.layout.is_float32
         batches = StreamedBatches(path, rows.packed.rows("train"), ROW_BYTES, prepare, BATCH, 1)
-    return _epochs(batches.epoch), path
-
-
-def in_memory(folder: Path, times: int, *, standardised: bool = False) -> tuple[Loop, None]:
-    """Return fluvial's batches of a table in memory."""
-    import torch
-
-    from fluvial.data.stream import Batches
-
-    del times, standardised
-    x, c = (torch.from_numpy(part) for part in _whole(folder))
-    return _epochs(Batches(x, c, BATCH, 1).epoch), None
-
-
-def tensor_dataset(folder: Path, times: int) -> tuple[Loop, None]:
-    """Return batches of torch's own Dataset in memory, under its DataLoader."""
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-
-    del times
-    data = TensorDataset(*(torch.from_numpy(part) for part in _whole(folder)))
-    loader = DataLoader(data, batch_size=BATCH, shuffle=True)
-    return _epochs(lambda _: iter(loader)), None
-
-
-def row_by_row(folder: Path, times: int, *, workers: int) -> tuple[Loop, None]:
-    """Return batches of a Dataset that reads a row a call from many HDF5 files, under torch's DataLoader."""
-    import h5py
-    import torch
-    from torch.utils.data import DataLoader, Dataset
-
-    del times
-
-    class H5Dataset(Dataset):
-        """Rows of a 2-D dataset over many files: the files stay open, in every worker its own."""
-
-        def __init__(self, paths: list[Path]) -> None:
-            self.paths, self.archives = paths, None
-            self.indices = {}
-            for a, path in enumerate(paths):
-                with h5py.File(path, "r") as archive:
-                    for i in range(len(archive["data"])):
-                        self.indices[len(self.indices)] = (a, i)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            if self.archives is None:
-                self.archives = [h5py.File(path, "r") for path in self.paths]
-            a, i = self.indices[index]
-            data = self.archives[a]["data"]
-            return torch.from_numpy(data[i, :TARGETS]), torch.from_numpy(data[i, TARGETS:])
-
-        def __len__(self) -> int:
-            return len(self.indices)
-
-    data = H5Dataset([folder / f"part-{i}.h5" for i in range(FILES)])
-    loader = DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=workers)
-    return _epochs(lambda _: iter(loader)), None
+    return epochs(batches.epoch), path
 
 
 def sequential(folder: Path, times: int) -> tuple[Loop, Path]:
@@ -191,7 +142,7 @@ def sequential(folder: Path, times: int) -> tuple[Loop, Path]:
             while size := file.readinto(block):
                 yield block[:size]
 
-    return _epochs(blocks), path
+    return epochs(blocks), path
 
 
 def memory_copy(folder: Path, times: int) -> tuple[Loop, None]:
@@ -206,28 +157,7 @@ def memory_copy(folder: Path, times: int) -> tuple[Loop, None]:
             np.copyto(block, part)
             yield block.data
 
-    return _epochs(copies), None
-
-
-def _epochs(epoch: Callable[[int], Iterable[Any]]) -> Loop:
-    def forever() -> Iterator[Any]:
-        k = 0
-        while True:
-            yield from epoch(k)
-            k += 1
-
-    return forever
-
-
-def _whole(folder: Path) -> list[np.ndarray]:
-    import h5py
-
-    tables = []
-    for i in range(FILES):
-        with h5py.File(folder / f"part-{i}.h5", "r") as file:
-            tables.append(file["data"][:])
-    table = np.concatenate(tables)
-    return [np.ascontiguousarray(table[:, :TARGETS]), np.ascontiguousarray(table[:, TARGETS:])]
+    return epochs(copies), None
 
 
 CONTENDERS: dict[str, Callable[[Path, int], tuple[Loop, Path | None]]] = {
@@ -345,11 +275,12 @@ def page(results: dict[str, list[dict[str, Any]]], where: str, command: str) -> 
     text = f"""# Shuffled batches from tables on disk
 
 Batches of {BATCH:,} rows × {COLUMNS} columns of float32, in an order that is new in every epoch. A row is
-{ROW_BYTES} bytes. *Memory* is the peak above what the process held after its imports, the table included
-where it is in memory. One thread of torch; fluvial reads ahead with two more. *Of reading* is the share of the rate
-at which this machine reads the same file from its beginning to its end (cold: the file was not in the system's
-cache). On a machine with other work to do, rates by the clock tell of that work too; bytes per second of processor
-time, of all threads and workers, tell less of it.
+{ROW_BYTES} bytes. *Memory* is the peak above what the process held after importing torch: fluvial's own modules (60 MiB)
+and the sample that stands for a table on disk are in it, the table where it is in memory. One thread of torch;
+fluvial reads ahead with two more. *Of reading* is the share of the rate at which this machine reads the same file
+from its beginning to its end (cold: the file was not in the system's cache). On a machine with other work to do,
+rates by the clock tell of that work too; bytes per second of processor time, of all threads and workers, tell less
+of it.
 
 Made by `{command}`.
 
@@ -386,14 +317,19 @@ def _line(one: dict[str, Any], rates: dict[str, dict[str, Any]]) -> dict[str, An
 
     return {
         "who": one["who"],
-        "rows/s": f"{float(f'{rate:.3g}'):,.0f}" if rate else None,
+        "rows/s": _digits(rate) if rate else None,
         "× row by row": f"{rate / peer['rows_per_second']:,.0f}" if rate and peer else None,
-        "MB/s": f"{one['bytes_per_second'] / 1e6:,.3g}",
+        "MB/s": _digits(one["bytes_per_second"] / 1e6),
         "of reading": share("bytes_per_second"),
-        "MB per CPU s": f"{one['bytes_per_cpu_second'] / 1e6:,.4g}",
+        "MB per CPU s": _digits(one["bytes_per_cpu_second"] / 1e6),
         "of reading, CPU": share("bytes_per_cpu_second"),
         "memory, MiB": round(one["memory_MiB"]),
     }
+
+
+def _digits(value: float) -> str:
+    """Return three significant digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def in_process(options: argparse.Namespace, folder: Path, job: str, who: str, times: int) -> dict[str, Any]:

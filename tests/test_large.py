@@ -144,6 +144,27 @@ def test_filters_and_derived_columns_are_packed(source: Path, monkeypatch: pytes
         rows()
 
 
+@pytest.mark.parametrize("memory", [SMALL, "auto"])
+def test_an_atom_that_float32_does_not_hold_is_one_afterwards(source: Path, memory: Any) -> None:
+    """A tenth of the rows on 0.1, among numbers without end: packed, they still are on it."""
+    rng = np.random.default_rng(1)
+    x = np.where(rng.uniform(size=ROWS) < 0.1, 0.1, rng.normal(size=ROWS))
+    write_table(source, {**table(), "x": x})
+    given = {**study(memory=memory), "columns": {"x": {"atoms": [0.1]}}}
+    rows = read_rows(parse_study(given), source)
+    assert rows.facts["packed"]["forms"]["x"] == "float64"
+    share = np.mean(rows.part("train")["x"] == 0.1)
+    assert abs(share - 0.1) < 5 * 0.3 / 1000**0.5
+    transforms = [
+        ColumnTransforms.fit(c, rows.part("train")) for c in (rows.schema.targets, rows.schema.context)
+    ]
+    batches, _ = rows.batches(*transforms, 128, 5)
+    levels = torch.cat([x for x, _ in batches.epoch(1)])[:, -1]
+    counts = levels.unique(return_counts=True)[1]
+    assert len(counts) == 2
+    assert int(counts.min()) == pytest.approx(0.1 * rows.count("train"), rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "row", "message"),
     [
@@ -300,3 +321,29 @@ def test_the_cache_is_shown_and_cleared(
     assert "1 packed tables" in shown
     assert "GB freed" in terminal("--clear")
     assert entries() == []
+
+
+def test_atoms_and_rare_integers_from_disk_are_those_of_the_whole_table(source: Path) -> None:
+    """A sample of 1,000 rows holds neither the one count of 9 nor where the numbers off the atom end."""
+    rng = np.random.default_rng(4)
+    tag = np.where(rng.random(ROWS) < 0.3, -1.0, rng.beta(0.5, 0.5, ROWS))
+    count = np.minimum(rng.poisson(2.0, ROWS), 8).astype(float)
+    count[4321] = 9.0
+    write_table(source, {"tag": tag, "count": count, "c": rng.normal(size=ROWS)})
+    described = study(memory=SMALL, targets=["tag", "count"])
+    described["columns"] = {"tag": {"atoms": [-1.0]}, "count": {"kind": "integer"}}
+    described["check"].pop("truth")
+    rows = read_rows(parse_study(described), source)
+    assert rows.packed is not None
+    tag_column, count_column = rows.schema.targets
+    assert count_column.values == tuple(range(10))
+    free = tag[tag >= 0]
+    assert tag_column.support.contains(free).all()
+    seen = rows.table["tag"]
+    assert free.min() < seen[seen >= 0].min(), "the sample should lack the smallest number"
+    batches, _ = rows.batches(
+        *(ColumnTransforms.fit(c, rows.part("train")) for c in (rows.schema.targets, rows.schema.context)),
+        128,
+        1,
+    )
+    assert all(torch.isfinite(x).all() for x, _ in batches.epoch(0))

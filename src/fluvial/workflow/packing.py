@@ -89,6 +89,7 @@ def packed_table(study: Study, schema: Schema, view: View, where: str) -> Packed
             pieces,
             lambda rows: split_of(rows, shares, seed),
             supports=supports,
+            atoms={c.name: c.atoms for c in schema.columns},
             seed=seed,
             about=about,
         )
