@@ -100,6 +100,19 @@ def test_an_interrupted_fit_ends_as_an_untouched_one(tmp_path: Path, step: int, 
     assert torch.equal(next(density.flow.parameters()), next(fluvial.load(cut).flow.parameters()))
 
 
+def test_a_fit_from_disk_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUVIAL_CACHE", str(tmp_path / "cache"))
+    text = STUDY.replace('context = ["c"]', 'context = ["c"]\nmemory = 1e-6')
+    study, runs = write(tmp_path, text), tmp_path / "runs"
+    fluvial.fit(study, runs=runs, name="whole", check=False)
+    assert RunFolder.open(runs / "whole").record()["data"]["packed"]["held"] == "on disk"
+    with pytest.raises(Terminated):
+        fluvial.fit(study, runs=runs, name="cut", check=False, on_event=signal_at(7, signal.SIGTERM))
+    fluvial.resume(runs / "cut", check=False)
+    assert same_weights(runs / "whole", runs / "cut")
+    assert losses(runs / "cut") == losses(runs / "whole")
+
+
 def test_killed_before_a_checkpoint_it_begins_again(tmp_path: Path) -> None:
     study, runs = write(tmp_path), tmp_path / "runs"
     for name in ("whole", "cut"):

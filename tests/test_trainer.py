@@ -15,7 +15,16 @@ from torch import Tensor
 from fluvial.data.stream import Batches
 from fluvial.errors import RunError
 from fluvial.flows import MAF, AbstractFlow, ContinuousFlow, CouplingSpline, DiagonalGaussian
-from fluvial.train import Checkpoint, EpochEvent, StepEvent, Trainer, TrainingError, TrainingOptions, finder
+from fluvial.train import (
+    Checkpoint,
+    EpochEvent,
+    LostProcess,
+    StepEvent,
+    Trainer,
+    TrainingError,
+    TrainingOptions,
+    finder,
+)
 from fluvial.train.loop import AFTER_PLATEAU, AFTER_ROLLBACK, MOST_SKIPPED_IN_A_ROW
 from fluvial.train.metrics import Conditioning, binned_distance, mean_loss
 from fluvial.train.optim import Average, batches_in_a_step, rate_factor
@@ -424,3 +433,21 @@ def test_compilation_is_asked_for_and_leaves_no_trace(monkeypatch: pytest.Monkey
     assert fit.compile_seconds > 0
     assert plain.compile_seconds is None
     assert "loss" not in vars(fit.flow)
+
+
+def test_a_state_taken_where_another_process_was_lost_still_measures_the_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = [e for e in trainer(gaussian()).run() if isinstance(e, EpochEvent)]
+    fit = trainer(gaussian())
+
+    def lost(*_: Any, **__: Any) -> float:
+        raise LostProcess("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fluvial.train.loop.mean_loss", lost)
+        with pytest.raises(LostProcess):
+            list(fit.run())
+    again = trainer(gaussian())
+    again.load(fit.state())
+    assert told([e for e in again.run() if isinstance(e, EpochEvent)]) == told(list(whole))

@@ -158,7 +158,6 @@ class Trainer:
             if reason is not None:
                 break
         pace = (place.rows - rows) / max(time.perf_counter() - began, 1e-9)
-        place.ended = place.batch == len(self.batches)
         return self._measure(reason, pace)
 
     def _step(self, x: Tensor, context: Tensor, rate: float, number: int) -> tuple[float, str | None]:
@@ -228,6 +227,8 @@ class Trainer:
                 train_loss = mean_loss(self.flow, *self._first_rows(), group=self.group)
             loss = mean_loss(self.flow, *self.validation, group=self.group)
             conditioning = self._conditioning()
+            # Not before: while others are asked for their part, this process may find that they are gone.
+            place.ended = place.batch == len(self.batches)
             metric = loss if options.metric == "loss" else conditioning
             improved = metric < place.best_metric
             if improved:
