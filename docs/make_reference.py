@@ -1,4 +1,4 @@
-"""Write docs/study.md and docs/study.schema.json from the models that read a study: they cannot drift apart.
+"""Write the references of studies and of records, and their JSON Schemas, from the models: they cannot drift apart.
 
 Run: python docs/make_reference.py
 """
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fluvial import record_model
 from fluvial.flows.build import ARCHITECTURES
 from fluvial.study import Study, options_model
 
@@ -52,6 +53,8 @@ def kind(field: dict[str, Any]) -> str:
         return ", ".join(f"`{v}`" for v in field["enum"])
     if "$ref" in field:
         return "table"
+    if "const" in field:
+        return f"`{field['const']}`"
     if field.get("type") == "array":
         return "[lower, upper]" if "prefixItems" in field else f"list of {kind(field.get('items', {}))}"
     return {
@@ -139,8 +142,45 @@ def _flows() -> list[str]:
     return lines
 
 
+def record_schema() -> dict[str, Any]:
+    """Return the JSON Schema of ``record.json``; that of a line of ``metrics.jsonl`` is its definition ``Metrics``."""
+    out = record_model.Record.model_json_schema()
+    out["$defs"]["Metrics"] = record_model.Metrics.model_json_schema()
+    out["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    out["title"] = "fluvial record"
+    return out
+
+
+def record_page() -> str:
+    """Return the reference of a run's record as Markdown."""
+    schema = record_schema()
+    lines = [
+        "# The record of a run",
+        "",
+        "Made by `docs/make_reference.py` from the code. As JSON Schema: [record.schema.json](record.schema.json).",
+    ]
+    parts = {"record.json": schema, "metrics.jsonl": schema["$defs"]["Metrics"]}
+    parts |= {f"{n.lower()} in record.json": schema["$defs"][n] for n in ("Training", "Checks", "Machine")}
+    parts["resumed in record.json, one a time"] = schema["$defs"]["Resumed"]
+    for title, part in parts.items():
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            part["description"].replace("``", "`"),
+            "",
+            "| key | type | meaning |",
+        ]
+        lines += ["|---|---|---|"]
+        for name, field in part["properties"].items():
+            lines.append(f"| `{name}` | {kind(field)} | {field.get('description', '')} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Write both files."""
+    """Write all files."""
+    (HERE / "record.md").write_text(record_page(), encoding="utf-8")
+    (HERE / "record.schema.json").write_text(json.dumps(record_schema(), indent=2) + "\n", encoding="utf-8")
     (HERE / "study.md").write_text(page(), encoding="utf-8")
     (HERE / "study.schema.json").write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
 

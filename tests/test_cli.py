@@ -162,6 +162,40 @@ def test_runs_as_a_table(terminal: Terminal) -> None:
     assert "learning_rate" in out
 
 
+def test_the_best_run_and_two_compared(terminal: Terminal) -> None:
+    code, out, _ = terminal("runs", "--best")
+    assert code == 0
+    assert out.strip() in ("runs/study-1", "runs/study-2")
+    _, first, _ = terminal("runs", "--results", "-f", "markdown")
+    assert "| name | architecture |" in first
+    code, out, _ = terminal("runs", "--compare", "runs/study-1", "runs/study-2", "--figure", "c.png")
+    assert code == 0
+    assert out.splitlines()[0].split() == ["option", "study-1", "study-2"]
+    assert Path("c.png").exists()
+    code, _, err = terminal("runs", "--best", "-w", "epochs > 1000")
+    assert code == 2
+    assert "No run in runs has a value of best_loss and fits --where." in err
+
+
+def test_resume_from_the_command_line(terminal: Terminal) -> None:
+    code, _, err = terminal("fit", "--resume", "runs/study-1")
+    assert code == 2
+    assert (
+        "runs/study-1 is finished (budget: 1 epochs). To go on, say until how many epochs with --epochs."
+        in err
+    )
+    code, out, _ = terminal("fit", "--resume", "runs/study-1", "--epochs", "2", "--no-check")
+    assert code == 0
+    assert "run     runs/study-1" in out
+    for argv in (("study.toml", "--resume", "runs/study-1"), ("study.toml", "--epochs", "3")):
+        code, _, err = terminal("fit", *argv)
+        assert code == 2
+        assert "Usage: fluvial fit" in err
+    code, _, err = terminal("fit", "study.toml", "--log", "tensorbord")
+    assert code == 2
+    assert "--log 'tensorbord' is not known; did you mean 'tensorboard'?" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -28,6 +28,13 @@ def test_study_reference_is_up_to_date() -> None:
     assert json.loads((ROOT / "docs" / "study.schema.json").read_text()) == reference.schema(), mend
 
 
+def test_record_reference_is_up_to_date() -> None:
+    reference = _reference()
+    mend = "run: python docs/make_reference.py"
+    assert (ROOT / "docs" / "record.md").read_text(encoding="utf-8") == reference.record_page(), mend
+    assert json.loads((ROOT / "docs" / "record.schema.json").read_text()) == reference.record_schema(), mend
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda p: p.name)
 def test_every_study_that_ships_reads(path: Path) -> None:
     from fluvial.study import read_study

@@ -9,7 +9,8 @@ import pytest
 
 from fluvial.errors import RunError, StudyError
 from fluvial.record import RECORD, RunFolder
-from fluvial.runs_table import SHOWN, compile_filter, flat_row, select
+from fluvial.runs_table import SHOWN, compile_filter, flat_row, formatted, select
+from fluvial.workflow import compare_runs, list_runs
 
 ROWS: list[dict[str, Any]] = [
     {"name": "a-1", "architecture": "maf", "epochs": 10, "kl": 0.02, "converged": True},
@@ -127,3 +128,68 @@ def test_flat_row_of_a_damaged_or_empty_record(tmp_path: Path) -> None:
     row = flat_row(RunFolder(tmp_path))
     assert set(SHOWN) <= set(row)
     assert (row["name"], row["status"]) == (tmp_path.name, "damaged")
+
+
+def _run(parent: Path, name: str, losses: list[float], **training: Any) -> RunFolder:
+    def fill(run: RunFolder) -> None:
+        study = {"training": {"epochs": len(losses), **training}, "flow": {"architecture": "maf"}}
+        best = min(losses)
+        run.write_record(
+            {
+                "status": "finished",
+                "architecture": "maf",
+                "study": study,
+                "training": {
+                    "best_loss": best,
+                    "epochs": len(losses),
+                    "rows_per_second": 100.0 * len(losses),
+                },
+                "timings": {"training": 60.0 * len(losses)},
+            }
+        )
+        for k, loss in enumerate(losses):
+            run.append_metrics({"epoch": k + 1, "seconds": 60.0 * (k + 1), "validation_loss": loss})
+
+    return RunFolder.create(parent, "r", name, fill)
+
+
+def test_results_mark_the_best_of_each(tmp_path: Path) -> None:
+    _run(tmp_path, "quick_1", [5.0, 3.0])
+    _run(tmp_path, "slow", [5.0, 4.0, 3.5, 2.0])
+    rows = list_runs(tmp_path, sort="best_loss")
+    columns = ["name", "best_loss", "gain_per_minute", "minutes"]
+    text = formatted(rows, columns, "text", mark=True).splitlines()
+    assert text[0].split() == columns
+    assert text[2].split() == ["slow", "2.000", "*", "1.000", "4.000"]
+    assert text[3].split() == ["quick_1", "3.000", "2.000", "*", "2.000", "*"]
+    markdown = formatted(rows, columns, "markdown", mark=True).splitlines()
+    assert markdown[1] == "|---|---:|---:|---:|"
+    assert markdown[2] == "| slow | **2.000** | 1.000 | 4.000 |"
+    latex = formatted(rows, columns, "latex", mark=True)
+    assert r"quick\_1 & 3.000 & \textbf{2.000} & \textbf{2.000} \\" in latex
+    assert latex.splitlines()[0] == r"\begin{tabular}{lrrr}"
+    assert "*" not in formatted(rows, columns, "text")
+    with pytest.raises(RunError, match=r"--format 'latx' is not known; did you mean 'latex'\?"):
+        formatted(rows, columns, "latx")
+
+
+def test_two_runs_compared(tmp_path: Path) -> None:
+    a = _run(tmp_path, "a", [5.0, 3.0], learning_rate=1e-3, start=None)
+    b = _run(tmp_path, "b", [5.0, 4.0, 2.0], learning_rate=1e-2, start=None)
+    rows = compare_runs(a.path, b.path, figure=tmp_path / "curves.png")
+    found = {row["option"]: (row["a"], row["b"]) for row in rows}
+    assert list(found)[:2] == ["training.epochs", "training.learning_rate"]
+    assert found["training.learning_rate"] == (1e-3, 1e-2)
+    assert found["best_loss"] == (3.0, 2.0)
+    assert "training.start" not in found  # the same in both
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(RunError, match="found nothing"):
+        compare_runs(a.path, tmp_path / "none")
+
+
+def test_loss_curves_of_runs_without_a_finite_loss(tmp_path: Path) -> None:
+    from fluvial.report.plots import loss_curves
+    from fluvial.report.style import png
+
+    histories = {"$x_^ odd": [], "nan": [{"epoch": 1, "seconds": 1.0, "validation_loss": None}]}
+    assert png(loss_curves(histories))[:4] == b"\x89PNG"

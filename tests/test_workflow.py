@@ -82,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Density]:
 def test_the_run_folder_holds_all(run: tuple[Path, Density]) -> None:
     folder, _ = run
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checks.json", "checks.npz", "density.json", "metrics.jsonl",
+        "checkpoint.safetensors", "checks.json", "checks.npz", "density.json", "metrics.jsonl",
         "record.json", "report.html", "study.toml", "weights.safetensors",
     ]  # fmt: skip
     assert folder.name == "tiny-1"
@@ -111,6 +111,19 @@ def test_the_record_says_everything(run: tuple[Path, Density]) -> None:
     assert all(seconds >= 0 for seconds in record["timings"].values())
     assert record["checks"]["verdict"] in ("pass", "fail", "insufficient data")
     assert set(record["transforms"]) == {"x", "c"}
+
+
+def test_record_and_metrics_are_what_their_schema_says(run: tuple[Path, Density]) -> None:
+    from pydantic import ValidationError
+
+    from fluvial.record_model import Metrics, Record
+
+    folder = RunFolder.open(run[0])
+    Record.model_validate(folder.record())
+    for line in folder.metrics():
+        Metrics.model_validate(line)
+    with pytest.raises(ValidationError, match="extra"):
+        Record.model_validate(folder.record() | {"extra": 1})
 
 
 def test_metrics_and_record_agree(run: tuple[Path, Density]) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         build_flow,
         sbi_estimator,
     )
-    from fluvial.workflow import check_run, fit, list_runs, load, report_run
+    from fluvial.workflow import check_run, fit, list_runs, load, report_run, resume
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ _HOME = {
     "list_runs": "fluvial.workflow",
     "load": "fluvial.workflow",
     "report_run": "fluvial.workflow",
+    "resume": "fluvial.workflow",
     "sbi_estimator": "fluvial.flows",
 }
 
@@ -95,6 +96,7 @@ __all__ = [
     "list_runs",
     "load",
     "report_run",
+    "resume",
     "sbi_estimator",
 ]
 

@@ -36,22 +36,47 @@ Seed = Annotated[
 
 @app.command()
 def fit(
-    study: Annotated[Path, typer.Argument(help="A study file (TOML).", show_default=False)],
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file (TOML); none with --resume.", show_default=False)
+    ] = None,
     runs: Runs = Path("runs"),
     name: Annotated[
         str | None, typer.Option(help="Name of the new run folder.", show_default="STUDY-N")
     ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Train only; no checks, no report.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run folder, from its last checkpoint.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="With --resume: train until so many epochs in all.")
+    ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="Report to tensorboard or mlflow too; may be repeated.")
+    ] = None,
 ) -> None:
     """Train a density, check it, write the report. Ctrl-C stops early and keeps the best so far."""
+    import fluvial.workflow as workflow
     from fluvial.progress import FitProgress
     from fluvial.record import RunFolder
-    from fluvial.workflow import fit
     from fluvial.workflow.check import load_results
 
+    if (study is None) == (resume is None) or (resume is not None and name is not None):
+        raise typer.BadParameter(
+            "expected either a study, or --resume with a run folder, which has its name already"
+        )
+    if epochs is not None and resume is None:
+        raise typer.BadParameter(
+            "--epochs goes with --resume; of a new fit the study says it, under [training]"
+        )
     with FitProgress() as progress:
-        density = fit(study, runs=runs, name=name, check=not no_check, on_event=progress.show)
-    assert density.folder is not None
+        common: dict[str, Any] = {"check": not no_check, "on_event": progress.show, "loggers": log or ()}
+        if resume is not None:
+            density = workflow.resume(resume, epochs=epochs, **common)
+        else:
+            assert study is not None
+            density = workflow.fit(study, runs=runs, name=name, **common)
+    if density.folder is None:  # one of several processes, and not the one that writes
+        return
     folder = RunFolder.open(density.folder)
     results = load_results(folder)
     if results:
@@ -60,6 +85,7 @@ def fit(
     if results:
         _out(f"report  {(folder.path / 'report.html').resolve()}")
     if folder.record()["status"] == "interrupted":
+        _out(f"resume  fluvial fit --resume {folder.path}")
         raise typer.Exit(130)
 
 
@@ -146,22 +172,50 @@ def runs(
         str | None,
         typer.Option("--columns", "-c", help="Columns to show, comma-separated; 'all' lists them."),
     ] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="text, markdown or latex.")] = "text",
+    results: Annotated[
+        bool, typer.Option("--results", help="Loss, rate and runtime; the best of each is marked.")
+    ] = False,
+    best: Annotated[
+        bool,
+        typer.Option(
+            "--best", help="Print the path of the run with the lowest loss, or the first by --sort."
+        ),
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two run folders: what differs in their studies, and what came of it."),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="With --compare: a PNG file for their loss curves.")
+    ] = None,
 ) -> None:
-    """Show all runs as a table."""
+    """Show all runs as a table; or the best of them; or compare two."""
     from fluvial.errors import RunError, nearest
-    from fluvial.runs_table import SHOWN
-    from fluvial.workflow import list_runs
+    from fluvial.runs_table import RESULTS, SHOWN, formatted
+    from fluvial.workflow import compare_runs, list_runs
 
-    rows = list_runs(folder, where=where, sort=sort, descending=descending)
+    if compare is not None:
+        rows = compare_runs(*compare, figure=figure)
+        _out(formatted(rows, list(rows[0]), form))
+        return
+    by = sort or ("best_loss" if best or results else None)
+    rows = list_runs(folder, where=where, sort=by, descending=descending)
+    if best:
+        if not rows or rows[0].get(by or "") is None:
+            raise RunError(f"No run in {folder} has a value of {by}{' and fits --where' if where else ''}.")
+        _out(str(folder / rows[0]["name"]))
+        return
     known = sorted({name for row in rows for name in row})
     if columns == "all":
         _out(", ".join(known))
         return
-    shown: list[str] = [c.strip() for c in columns.split(",")] if columns else list(SHOWN)
-    for name in shown:
+    usual = RESULTS if results else SHOWN
+    chosen: list[str] = [c.strip() for c in columns.split(",")] if columns else list(usual)
+    for name in chosen:
         if rows and name not in known:
             raise RunError(f"--columns: no column {name!r}{nearest(name, known)}")
-    _table([[_cell(row.get(name)) for name in shown] for row in rows], shown)
+    _out(formatted(rows, chosen, form, mark=results))
 
 
 @app.command()
@@ -238,7 +292,7 @@ def main() -> None:
         sys.stderr.write(f"fluvial: {error}\n")
         for note in getattr(error, "__notes__", ()):
             sys.stderr.write(f"fluvial: {note}\n")
-        sys.exit(143 if type(error).__name__ == "Terminated" else 2)
+        sys.exit(getattr(error, "code", 2))  # 143 of a fit that SIGTERM has ended, 138 of SIGUSR1
     except KeyboardInterrupt:
         sys.stderr.write("fluvial: interrupted\n")
         sys.exit(130)
@@ -301,11 +355,3 @@ def _table(rows: list[list[str]], header: list[str]) -> None:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, ["─" * w for w in widths], *rows]:
         _out("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.3f}"
-    return str(value)

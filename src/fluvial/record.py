@@ -4,6 +4,7 @@
 ``study.toml``            the study as read
 ``record.json``           every option, versions, data fingerprint, seeds, timings, losses, how it stopped
 ``metrics.jsonl``         one line an epoch, written as it goes
+``checkpoint.safetensors`` all that training needs to go on: see :mod:`fluvial.train.checkpoint`
 ``density.json``          with ``weights.safetensors``: the best density so far, loadable at any moment
 ``checks.json``           results of the checks; ``checks.npz`` holds the arrays behind their figures
 ``report.html``           one self-contained page
@@ -22,7 +23,8 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,11 +34,17 @@ from typing import Any
 from fluvial.errors import RunError, nearest
 from fluvial.files import write_atomically
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FORMAT = 1
 RECORD, METRICS, STUDY = "record.json", "metrics.jsonl", "study.toml"
 CHECKS, ARRAYS, REPORT = "checks.json", "checks.npz", "report.html"
 
 UNFINISHED = "unfinished"
+CHECKING = "checking"
 NO_END = "no end was recorded: the fit is still running, or was killed"
 
 
@@ -139,6 +147,38 @@ class RunFolder:
             return [json.loads(line) for line in complete]
         except ValueError as error:
             raise RunError(f"{path} is damaged ({error}); restore it, or fit again.") from error
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the metrics of later epochs: they are trained again."""
+        kept = [m for m in self.metrics() if m["epoch"] <= epochs]
+        text = "".join(json.dumps(_plain(m), allow_nan=False) + "\n" for m in kept)
+        write_atomically(self.path / METRICS, text.encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock goes with the process, even if it is killed.
+
+        Where the system or the file system has no such locks, nobody is kept out.
+
+        Raises :class:`~fluvial.errors.RunError` if another process holds it.
+        """
+        if fcntl is None:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunError(
+                f"Another process is training in {self.path}; end it first, or wait until it is done."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     def density_folder(self) -> Path:
         """Return the folder that holds ``density.json``: the run folder itself."""

@@ -1,20 +1,30 @@
-"""Runs as a table: one flat row a run, sorted and filtered by expressions."""
+"""Runs as a table: one flat row a run, sorted and filtered by expressions; as text, Markdown or LaTeX."""
 
 from __future__ import annotations
 
 import ast
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fluvial.errors import RunError, StudyError, nearest
 from fluvial.record import RunFolder
+
+Form = Literal["text", "markdown", "latex"]
 
 #: Columns shown when none are asked for.
 SHOWN: tuple[str, ...] = (
     "name", "architecture", "status", "best_loss", "test_nll",
     "epochs", "minutes", "weights", "verdict", "started",
 )  # fmt: skip
+
+
+#: Columns of the table of results: what was reached, how fast the loss fell, how long it took.
+RESULTS: tuple[str, ...] = (
+    "name", "architecture", "learning_rate", "best_loss", "test_nll", "gain_per_minute", "minutes", "rows_per_second",
+)  # fmt: skip
+#: Of these, the best value of a column is its smallest, or its largest.
+_SMALLEST, _LARGEST = ("best_loss", "test_nll", "minutes"), ("gain_per_minute", "rows_per_second")
 
 
 def flat_row(run: RunFolder) -> dict[str, Any]:
@@ -35,6 +45,9 @@ def flat_row(run: RunFolder) -> dict[str, Any]:
         status=record.get("status"),
         stopped=record.get("stopped"),
         best_loss=training.get("best_loss"),
+        conditioning=training.get("conditioning"),
+        learning_rate=training.get("learning_rate", row.get("learning_rate")),
+        processes=training.get("processes"),
         final_loss=training.get("final_loss"),
         best_epoch=training.get("best_epoch"),
         epochs=training.get("epochs"),
@@ -49,6 +62,147 @@ def flat_row(run: RunFolder) -> dict[str, Any]:
         verdict=record.get("checks", {}).get("verdict"),
     )
     return row
+
+
+def result_row(run: RunFolder) -> dict[str, Any]:
+    """Return :func:`flat_row` with ``gain_per_minute``: how fast the validation loss fell, in nats a minute.
+
+    That is its fall from the first epoch to the best, over the time between them.
+    """
+    row = flat_row(run)
+    try:
+        metrics = [m for m in run.metrics() if m["validation_loss"] is not None]
+    except RunError:
+        metrics = []
+    row["gain_per_minute"] = None
+    if metrics:
+        best = min(metrics, key=lambda m: m["validation_loss"])
+        seconds = best["seconds"] - metrics[0]["seconds"]
+        if seconds > 0:
+            fall = metrics[0]["validation_loss"] - best["validation_loss"]
+            row["gain_per_minute"] = 60 * fall / seconds
+    return row
+
+
+def formatted(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], form: str, *, mark: bool = False
+) -> str:
+    r"""Return rows as a table; with ``mark``, the best loss, rate and runtime stand out.
+
+    >>> print(formatted([{"name": "a_1", "best_loss": 5.0}], ["name", "best_loss"], "latex"))
+    \begin{tabular}{lr}
+    \hline
+    name & best loss \\
+    \hline
+    a\_1 & 5.000 \\
+    \hline
+    \end{tabular}
+
+    Raises :class:`~fluvial.errors.RunError` if the form is not text, markdown or latex.
+    """
+    if form not in get_args(Form):
+        raise RunError(f"--format {form!r} is not known{nearest(form, get_args(Form))}")
+    best = _best(rows) if mark else {}
+    marks = {"text": "{} *", "markdown": "**{}**", "latex": r"\textbf{{{}}}"}
+    cells = []
+    for row in rows:
+        texts = [shown(row.get(c)) for c in columns]
+        if form == "latex":
+            texts = [_escaped(t) for t in texts]
+        best_here = [row.get(c) is not None and row.get(c) == best.get(c) for c in columns]
+        cells.append([marks[form].format(t) if b else t for t, b in zip(texts, best_here, strict=True)])
+    right = [all(isinstance(r.get(c), (int, float, type(None))) for r in rows) for c in columns]
+    if form == "markdown":
+        head = [
+            "| " + " | ".join(columns) + " |",
+            "|" + "|".join("---:" if r else "---" for r in right) + "|",
+        ]
+        return "\n".join([*head, *("| " + " | ".join(c) + " |" for c in cells)])
+    if form == "latex":
+        head = r"\begin{tabular}{" + "".join("r" if r else "l" for r in right) + "}"
+        names = " & ".join(c.replace("_", " ") for c in columns)
+        body = [" & ".join(c) + r" \\" for c in cells]
+        return "\n".join([head, r"\hline", names + r" \\", r"\hline", *body, r"\hline", r"\end{tabular}"])
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    lines = [list(columns), ["─" * w for w in widths], *cells]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def shown(value: Any) -> str:
+    """Return a value as a cell.
+
+    >>> shown(None), shown(0.00123), shown(5.0), shown(12)
+    ('–', '0.00123', '5.000', '12')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.3f}"
+    return str(value)
+
+
+def _escaped(text: str) -> str:
+    return "".join("\\" + c if c in "_%&#$" else c for c in text).replace("–", "--")
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    out = {}
+    for names, choose in ((_SMALLEST, min), (_LARGEST, max)):
+        for name in names:
+            known = [r[name] for r in rows if r.get(name) is not None]
+            if len(known) > 1:
+                out[name] = choose(known)
+    return out
+
+
+def differences(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
+    """Return what differs in the studies of two runs, and what came of it: rows of ``option`` and each run's value.
+
+    Raises :class:`~fluvial.errors.RunError` if a record is damaged.
+    """
+    pair = []
+    for run in (a, b):
+        record = run.record()
+        options = flat_options(record.get("study", {}))
+        options["data SHA-256"] = record.get("data", {}).get("fingerprint", {}).get("sha256", "")[:12]
+        pair.append((options, result_row(run)))
+    (ours, our_row), (theirs, their_row) = pair
+    names = [a.name, b.name] if a.name != b.name else [str(a.path), str(b.path)]
+    rows = [
+        {"option": name, names[0]: ours.get(name), names[1]: theirs.get(name)}
+        for name in [*ours, *(n for n in theirs if n not in ours)]
+        if ours.get(name) != theirs.get(name)
+    ]
+    came = (
+        "status",
+        "epochs",
+        "best_epoch",
+        "best_loss",
+        "test_nll",
+        "kl",
+        "conditioning",
+        "gain_per_minute",
+    )
+    for name in (*came, "minutes", "weights"):
+        rows.append({"option": name, names[0]: our_row.get(name), names[1]: their_row.get(name)})
+    return rows
+
+
+def flat_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options under dotted names.
+
+    >>> flat_options({"training": {"epochs": 3}, "flow": {}})
+    {'training.epochs': 3}
+    """
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            out |= flat_options(value, f"{prefix}{name}.")
+        else:
+            out[f"{prefix}{name}"] = value
+    return out
 
 
 def select(

@@ -37,9 +37,8 @@ from fluvial.errors import StudyError, nearest
 from fluvial.flows.build import architecture_options, default_architecture
 from fluvial.flows.mixed import SHARED, build_mixed_flow
 from fluvial.study_columns import ColumnSection, Section
+from fluvial.study_training import Seed, TrainingSection
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Names = Annotated[list[str], Field(strict=False)]  # from Python, a tuple will do
 
 
@@ -164,45 +163,6 @@ class DataSection(Section):
         if twice:
             raise ValueError(f"every column once, as target or as context; found twice: {', '.join(twice)}")
         return self
-
-
-class TrainingSection(Section):
-    """The training budget and the optimiser."""
-
-    epochs: PositiveInt | None = Field(
-        default=None, description="passes over the training rows; 100 if minutes is left out"
-    )
-    minutes: PositiveFloat | None = Field(
-        default=None, description="wall time; with epochs too, whichever ends first"
-    )
-    batch_size: PositiveInt | None = Field(
-        default=None,
-        description="rows in a step; left out, the power of two closest to twice the root of the training rows",
-    )
-    learning_rate: PositiveFloat = Field(default=3e-3, description="at its highest, after warm-up")
-    schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="after warm-up; cosine falls to zero"
-    )
-    warmup: Fraction = Field(default=0.02, description="share of the budget in which the learning rate rises")
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    clip: PositiveFloat = Field(default=5.0, description="largest norm of a gradient")
-    patience: PositiveInt | None = Field(
-        default=None, description="epochs without a better validation loss before stopping"
-    )
-    seed: Seed = Field(default=0, description="decides the initial weights and the order of rows")
-
-    def batch_rows(self, rows: int) -> int:
-        """Return the rows in a step, for so many training rows: noise in the steps regularises small tables.
-
-        >>> [TrainingSection().batch_rows(n) for n in (1_000, 13_000, 60_000, 3_000_000)]
-        [64, 256, 512, 4096]
-        """
-        return self.batch_size or min(max(2 ** round(math.log2(2 * math.sqrt(rows))), 64), 4096)
-
-    @property
-    def epoch_limit(self) -> int | None:
-        """Epochs after which training ends; ``None`` where minutes alone decide."""
-        return self.epochs or (None if self.minutes else 100)
 
 
 class CheckSection(Section):

@@ -146,6 +146,14 @@ class ColumnTransforms:
         indicators = sum(len(c.values) for c in self._codes if c.kind == "indicators")
         self.layout = Layout(numbers, tuple(levels), tuple(holder), tuple(angles), indicators)
 
+    @property
+    def coded_names(self) -> list[str]:
+        """The column behind each coded number, level and indicator, in their order."""
+        pairs = list(zip(self.names, self._codes, strict=True))
+        numbers = [name for name, code in pairs for _ in range(code.numbers)]
+        others = ((n, len(c.values) if c.kind == "indicators" else c.levels) for n, c in pairs)
+        return numbers + [name for name, count in others for _ in range(count)]
+
     @classmethod
     def fit(cls, columns: Sequence[Column], table: Mapping[str, np.ndarray]) -> ColumnTransforms:
         """Fit to the rows of a table, every one of them possible, no column constant.

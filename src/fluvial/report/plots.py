@@ -24,7 +24,7 @@ from fluvial.report.compare import Panel, joint, marginals
 from fluvial.report.marks import data_points, heights
 from fluvial.report.style import BAND, DRAWS, FAINT, INK, MUTED, STEPS, VERMILION, safe_text, styled
 
-__all__ = ["Panel", "coverage", "joint", "losses", "marginals", "pit", "pulls"]
+__all__ = ["Panel", "coverage", "joint", "loss_curves", "losses", "marginals", "pit", "pulls"]
 
 
 @styled
@@ -58,6 +58,36 @@ def losses(history: Sequence[Mapping[str, Any]], best_epoch: int | None = None) 
     style.y_label(top, "loss [nats per row]")
     _learning_rate(bottom, epochs, _series(history, "learning_rate"), mark)
     style.legend_strip(grid, top)
+    return grid.figure
+
+
+@styled
+def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draw the validation losses of several runs: against the epoch on the left, against minutes on the right.
+
+    ``histories`` has for each name what :func:`losses` takes, with ``seconds`` too. The y range is shared, and is that of
+    the epochs after the first tenth.
+    """
+    grid = style.grid(2, 2, (2.6,), title=0.06)
+    (by_epoch,), (by_time,) = grid.cells[0], grid.cells[1]
+    late: list[np.ndarray] = []
+    for number, (name, history) in enumerate(histories.items()):
+        loss = _series(history, "validation_loss")
+        late.append(loss[len(loss) // 10 :])
+        look = {"color": style.CYCLE[number % len(style.CYCLE)], "marker": "o" if len(loss) < 4 else None}
+        by_epoch.plot(_series(history, "epoch"), loss, label=safe_text(name), **look)
+        by_time.plot(_series(history, "seconds") / 60, loss, **look)
+    known = finite(np.concatenate(late)) if late else np.empty(0)
+    for axes in (by_epoch, by_time):
+        if len(known):
+            pad = max(0.08 * float(np.ptp(known)), 1e-4 * float(np.abs(known).max()), 1e-9)
+            axes.set_ylim(known.min() - pad, known.max() + pad)
+        else:
+            style.corner_text(axes, "no finite validation loss", right=False)
+    by_epoch.set_xlabel("epoch")
+    by_time.set_xlabel("minutes")
+    style.y_label(by_epoch, "validation loss [nats per row]")
+    style.legend_strip(grid, by_epoch)
     return grid.figure
 
 

@@ -1,5 +1,20 @@
 """Training: one loop that emits events, and what decides when it ends."""
 
-from fluvial.train.loop import EpochEvent, StepEvent, TrainingOptions, train
+from fluvial.train.checkpoint import CHECKPOINT, Checkpoint
+from fluvial.train.distributed import Group, LostProcess, process_group
+from fluvial.train.loop import Trainer, train
+from fluvial.train.options import EpochEvent, StepEvent, TrainingError, TrainingOptions
 
-__all__ = ["EpochEvent", "StepEvent", "TrainingOptions", "train"]
+__all__ = [
+    "CHECKPOINT",
+    "Checkpoint",
+    "EpochEvent",
+    "Group",
+    "LostProcess",
+    "StepEvent",
+    "Trainer",
+    "TrainingError",
+    "TrainingOptions",
+    "process_group",
+    "train",
+]

@@ -1,77 +1,44 @@
 """The training loop: maximum likelihood (or the flow's own loss), read top to bottom.
 
 It yields an event after every step and every epoch and knows nothing of files, progress bars or signals: whoever
-consumes the events saves, draws and stops.
+consumes the events saves, draws and stops. Its state can be had after any event, and a loop that is given it goes on as
+if it had never ended, bit for bit on the same kind of machine.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from fluvial.data.stream import BatchSource
-from fluvial.errors import FluvialError
+from fluvial.errors import RunError
 from fluvial.flows.flow import AbstractFlow
+from fluvial.train import finder
+from fluvial.train.checkpoint import Checkpoint, named
+from fluvial.train.distributed import Group
+from fluvial.train.metrics import Conditioning, mean_loss
+from fluvial.train.optim import (
+    Average,
+    batches_in_a_step,
+    copy_of,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    rate_factor,
+)
+from fluvial.train.options import EpochEvent, StepEvent, TrainingError, TrainingOptions
+from fluvial.train.stopping import GAIN_EPOCHS, Place, early, progress, spent
+from fluvial.train.trouble import diagnose, diverged
 
-
-class TrainingError(FluvialError):
-    """Training cannot go on; the best weights so far are kept."""
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """The budget and the optimiser; a study's ``[training]`` says what each means."""
-
-    epochs: int | None = 100
-    minutes: float | None = None
-    learning_rate: float = 2e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = 0.02
-    weight_decay: float = 1e-4
-    clip: float = 5.0
-    patience: int | None = None
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """One optimiser step: where training stands. The loss is the flow's own: for most −log p, in nats."""
-
-    epoch: int
-    rows: int
-    loss: float | None
-    progress: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class EpochEvent:
-    """One epoch: losses are the mean of −log p per row, in nats, over standardised targets.
-
-    For a flow whose own loss is something else, ``train_loss`` is that of the epoch's first rows at its end.
-    """
-
-    epoch: int
-    seconds: float
-    rows: int
-    rows_per_second: float
-    train_loss: float
-    validation_loss: float
-    learning_rate: float
-    skipped_steps: int
-    improved: bool
-    best_epoch: int
-    best_loss: float
-    stopped: str | None
-
-
-#: Steps in a row without a finite loss and gradient after which training gives up.
-MOST_SKIPPED_IN_A_ROW = 50
+#: Steps in a row without a finite loss and gradient after which training goes back to where all was well.
+MOST_SKIPPED_IN_A_ROW = 20
+#: What the learning rate is multiplied by then, and on a plateau.
+AFTER_ROLLBACK, AFTER_PLATEAU = 0.3, 0.5
 
 
 def train(
@@ -83,7 +50,12 @@ def train(
     seed: int = 0,
     stop: Callable[[], str | None] = lambda: None,
 ) -> Iterator[StepEvent | EpochEvent]:
-    """Train a flow in place; yield events; at the end the flow holds its *best* weights.
+    """Train a flow in place; yield events; at the end the flow holds its *best* weights. See :class:`Trainer`."""
+    yield from Trainer(flow, batches, validation, options, seed=seed, stop=stop).run()
+
+
+class Trainer:
+    """One fit: what it trains, on what, and where it stands.
 
     Parameters
     ----------
@@ -92,179 +64,365 @@ def train(
     batches : BatchSource
         Training rows (targets, context).
     validation : tuple[Tensor, Tensor]
-        Targets ``[n, D]`` and context ``[n, C]`` whose mean −log p decides which weights are best.
+        Targets ``[n, D]`` and context ``[n, C]`` that decide which weights are best.
     options : TrainingOptions
-        Budget and optimiser.
+        Budget, optimiser, and what else ends training.
     seed : int
-        For flows whose loss draws random numbers: the draws of every epoch are fixed by it.
+        For flows that draw random numbers in training (dropout, losses of their own): it fixes those of every step.
     stop : callable
         Asked after every step; a text ends training there, with that text as the reason.
-
-    Raises
-    ------
-    TrainingError
-        If the loss stays non-finite.
+    group : Group
+        The processes that train together; this one alone by default.
     """
-    optimizer = torch.optim.AdamW(
-        flow.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-    )
-    clock = _Clock(options, len(batches))
-    best_loss, best_epoch, best_weights = math.inf, 0, _copy(flow)
-    rows = skipped = skipped_in_a_row = 0
-    epoch = 0
-    reason: str | None = None
-    while reason is None:
-        epoch += 1
-        flow.train()
-        total, counted, rows_before, began, rate = 0.0, 0, rows, time.perf_counter(), 0.0
-        generator = torch.Generator(validation[0].device).manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        first = _FirstRows(0 if flow.loss_is_nll else flow.validation_rows or 2000)
-        for x, context in batches.epoch(epoch):
-            rate = options.learning_rate * clock.factor()
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, finite = _step(flow, optimizer, x, context, options.clip, generator)
-            first.add(x, context)
-            clock.tick()
-            rows += len(x)
-            if finite:
-                total, counted, skipped_in_a_row = total + loss * len(x), counted + len(x), 0
-            else:
-                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-                if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-                    flow.load_state_dict(best_weights)
-                    raise TrainingError(_diverged(epoch, skipped_in_a_row, rate, x))
-            yield StepEvent(epoch, rows, loss if finite else None, clock.progress(), clock.seconds())
-            reason = stop() or (clock.ended() if clock.by_time else None)
+
+    def __init__(
+        self,
+        flow: AbstractFlow,
+        batches: BatchSource,
+        validation: tuple[Tensor, Tensor],
+        options: TrainingOptions,
+        *,
+        seed: int = 0,
+        stop: Callable[[], str | None] = lambda: None,
+        group: Group | None = None,
+    ):
+        self.flow, self.batches, self.validation, self.options = flow, batches, validation, options
+        self.seed, self.stop, self.group = seed, stop, group or Group()
+        self.place = Place()
+        self.device = validation[0].device
+        self.optimizer = make_optimizer(flow.parameters(), options, finder.FALLBACK)
+        self.average = Average(flow, options.ema) if options.ema else None
+        self.conditioning = Conditioning(*validation)
+        self.best = copy_of(flow)
+        self.compile_seconds: float | None = None  # of the first step, compilation included
+        self.search_seconds = 0.0  # for the learning rate
+        self._generator = torch.Generator(self.device)
+        self._held: dict[str, Tensor] | None = None
+        self._sound, self._is_sound = self._tensors(), True
+        self._since = time.perf_counter()
+        self._before = 0.0
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[StepEvent | EpochEvent]:
+        """Train until the budget is spent, or something else ends it; yield events.
+
+        At the end the flow holds its best weights.
+
+        Raises
+        ------
+        TrainingError
+            If the loss stays non-finite although the learning rate was lowered several times.
+        LostProcess
+            If another process of the group is gone.
+        """
+        self._since, self._before = time.perf_counter(), self.place.seconds
+        self.group.share(self.flow)
+        with self._compiled() if self.options.compile else nullcontext():
+            if self.place.rate is None:
+                self.place.rate = self._learning_rate()
+                self.search_seconds = self._seconds() - self._before
+            # A budget that is spent in mid-epoch leaves that epoch to be measured.
+            reason = self.place.stopped or (self._spent() if self.place.ended else None)
+            while reason is None:
+                event = yield from self._epoch()
+                reason = event.stopped
+                with self._showing(self.best) if reason or self.average else nullcontext():
+                    yield event
+        self.flow.load_state_dict(self.best)
+
+    def _epoch(self) -> Generator[StepEvent, None, EpochEvent]:
+        """Train one epoch, or the rest of one; measure; return its event."""
+        place, began = self.place, time.perf_counter()
+        if place.ended:
+            place.merged = batches_in_a_step(self.options.batch_growth, self._progress())
+            place.epoch, place.batch, place.ended = place.epoch + 1, 0, False
+            place.loss_total, place.loss_rows, place.batch_rows = 0.0, 0, 0
+        self.flow.train()
+        rows, reason = place.rows, self._spent()
+        for x, context, used in (
+            () if reason else _merged(self.batches, place.epoch, place.batch, place.merged)
+        ):
+            place.rate_now = self._rate()
+            loss, stop = self._step(x, context, place.rate_now, place.steps)
+            self._count(loss, x, context, used)
+            yield StepEvent(
+                place.epoch,
+                place.rows,
+                loss if math.isfinite(loss) else None,
+                self._progress(),
+                place.seconds,
+                stop,
+            )
+            reason = stop or self._spent()
             if reason is not None:
                 break
-        pace = (rows - rows_before) / (time.perf_counter() - began)
-        train_loss = total / counted if counted else math.nan
-        if not flow.loss_is_nll:
-            train_loss = mean_loss(flow, *first.rows())
-        validation_loss = mean_loss(flow, *validation)
-        improved = validation_loss < best_loss
-        if improved:
-            best_loss, best_epoch, best_weights = validation_loss, epoch, _copy(flow)
-        reason = reason or clock.ended()
-        if reason is None and options.patience is not None and epoch - best_epoch >= options.patience:
-            reason = f"early: no better validation loss for {options.patience} epochs"
-        if reason is not None:
-            flow.load_state_dict(best_weights)
-        yield EpochEvent(
-            epoch=epoch,
-            seconds=clock.seconds(),
-            rows=rows,
+        pace = (place.rows - rows) / max(time.perf_counter() - began, 1e-9)
+        return self._measure(reason, pace)
+
+    def _step(self, x: Tensor, context: Tensor, rate: float, number: int) -> tuple[float, str | None]:
+        """Take one step down the loss, unless loss or gradient are not finite.
+
+        Return the loss, NaN if the step was not taken, and whether one should stop.
+        """
+        began = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = self.group.piece(len(x))
+        share = (mine.stop - mine.start) / len(x)
+        loss = x.new_zeros(())
+        if share:
+            with self._randomness(number), self._precision():
+                loss = share * self.flow.backward(x[mine], context[mine], generator=self._generator)
+        if self.options.compile and self.compile_seconds is None:
+            self.compile_seconds = time.perf_counter() - began
+        stop = self.stop()
+        facts = x.new_tensor([0.0, self._seconds() if self.group.writes else 0.0, float(stop is not None)])
+        facts[0] = loss
+        parameters = list(self.flow.parameters())
+        facts = self.group.total_gradients(parameters, share, facts)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.clip)
+        value, seconds, stops, size = torch.cat([facts, norm[None]]).tolist()
+        self.place.seconds = self._seconds() if self.group.size == 1 else seconds
+        if stops and stop is None:
+            stop = "interrupted in another process"
+        if not (math.isfinite(value) and math.isfinite(size)):
+            return math.nan, stop
+        self.optimizer.step()
+        if self.average:
+            self.average.update(number)
+        return value, stop
+
+    def _count(self, loss: float, x: Tensor, context: Tensor, used: int) -> None:
+        """Write a step down in the place; where too many were not finite, go back to where all was well."""
+        place = self.place
+        place.batch, place.steps, place.rows = used, place.steps + 1, place.rows + len(x)
+        place.batch_rows = max(place.batch_rows, len(x))
+        if math.isfinite(loss):
+            place.loss_total += loss * len(x)
+            place.loss_rows += len(x)
+            place.skipped_in_a_row = 0
+            return
+        place.skipped += 1
+        place.skipped_in_a_row += 1
+        if place.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
+            return
+        if place.rollbacks >= self.options.rollbacks:
+            diagnosis = diagnose(self.flow, x, context)
+            self.flow.load_state_dict(self.best)
+            raise TrainingError(diverged(place, diagnosis), diagnosis)
+        self._restore(self._sound)
+        place.rollbacks += 1
+        place.skipped_in_a_row = 0
+        place.rate_scale *= AFTER_ROLLBACK
+
+    def _measure(self, reason: str | None, pace: float) -> EpochEvent:
+        """Measure on the validation rows, decide whether these are the best weights and whether to stop; tell."""
+        place, options = self.place, self.options
+        average = self.average.state_dict() if self.average else None
+        with self._showing(average) if average else nullcontext():
+            train_loss = place.loss_total / place.loss_rows if place.loss_rows else math.nan
+            if not self.flow.loss_is_nll:
+                train_loss = mean_loss(self.flow, *self._first_rows(), group=self.group)
+            loss = mean_loss(self.flow, *self.validation, group=self.group)
+            conditioning = self._conditioning()
+            # Not before: while others are asked for their part, this process may find that they are gone.
+            place.ended = place.batch == len(self.batches)
+            metric = loss if options.metric == "loss" else conditioning
+            improved = metric < place.best_metric
+            if improved:
+                self.best = copy_of(self.flow)
+                place.best_epoch, place.best_loss, place.best_metric = place.epoch, loss, metric
+                place.waiting_from = place.epoch
+        if math.isfinite(loss):
+            place.history = [*place.history, [place.seconds, loss]][-GAIN_EPOCHS:]
+        place.stopped = self._spent() or early(place, options)
+        reason = reason or place.stopped
+        waited = place.epoch - place.waiting_from
+        if options.schedule == "plateau" and waited and waited % options.plateau_epochs == 0:
+            place.rate_scale *= AFTER_PLATEAU
+        self._is_sound = math.isfinite(loss) and not place.skipped_in_a_row
+        if self._is_sound:
+            self._sound = self._tensors()
+        return EpochEvent(
+            epoch=place.epoch,
+            steps=place.steps,
+            seconds=place.seconds,
+            rows=place.rows,
             rows_per_second=pace,
             train_loss=train_loss,
-            validation_loss=validation_loss,
-            learning_rate=rate,
-            skipped_steps=skipped,
+            validation_loss=loss,
+            conditioning=conditioning,
+            learning_rate=place.rate_now,
+            batch_rows=place.batch_rows,
+            skipped_steps=place.skipped,
+            rollbacks=place.rollbacks,
             improved=improved,
-            best_epoch=best_epoch,
-            best_loss=best_loss,
+            best_epoch=place.best_epoch,
+            best_loss=place.best_loss,
             stopped=reason,
         )
 
+    # --- its parts ---------------------------------------------------------------------------------------
 
-def _step(
-    flow: AbstractFlow,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    context: Tensor,
-    clip: float,
-    generator: torch.Generator,
-) -> tuple[float, bool]:
-    """Take one step down the flow's loss, unless loss or gradient are not finite; return the loss and whether so."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = flow.backward(x, context, generator=generator)
-    norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), clip)
-    value = float(loss)
-    if not (math.isfinite(value) and math.isfinite(float(norm))):
-        return value, False
-    optimizer.step()
-    return value, True
+    def _progress(self) -> float:
+        return progress(self.place, self.options, len(self.batches))
+
+    def _spent(self) -> str | None:
+        return spent(self.place, self.options, len(self.batches))
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._since
+
+    def _rate(self) -> float:
+        assert self.place.rate is not None
+        options = self.options
+        factor = rate_factor(options.schedule, self._progress(), warmup=options.warmup, cycles=options.cycles)
+        return self.place.rate * self.place.rate_scale * factor
+
+    def _learning_rate(self) -> float:
+        """Return the learning rate of the options, or find one: a sweep that leaves flow and optimiser as they were."""
+        options = self.options
+        if options.learning_rate != "auto":
+            return options.learning_rate
+        budget = options.epochs * len(self.batches) if options.epochs else math.inf
+        most = finder.SHARE * min(budget, options.steps or math.inf)
+        steps = int(min(finder.STEPS, most))
+        if steps < finder.LEAST_STEPS:
+            return finder.FALLBACK
+        self.flow.train()
+        start, losses, tried = self._tensors(), [], finder.rates(steps)
+        for number, (rate, (x, context)) in enumerate(zip(tried, _endless(self.batches), strict=False)):
+            loss, stop = self._step(x, context, rate, -1 - number)
+            losses.append(loss)
+            late = bool(options.minutes) and self.place.seconds > finder.SHARE * 60 * (options.minutes or 0)
+            if stop or late or finder.over(losses):
+                break
+        self._restore(start)
+        return finder.pick(tried, losses)
+
+    @contextmanager
+    def _randomness(self, number: int) -> Iterator[None]:
+        """Fix the random numbers of a step: the generator's and torch's own (dropout), which are then as they were."""
+        seed = ((self.seed * 1_000_003 + number) * 1009 + self.group.rank) % 2**63
+        self._generator.manual_seed(seed)
+        cuda = [self.device] if self.device.type == "cuda" else []
+        before = [torch.default_generator.get_state(), *map(torch.cuda.get_rng_state, cuda)]
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(before[0])
+            if cuda:
+                torch.cuda.set_rng_state(before[1], self.device)
+
+    @contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """Let the flow's loss be compiled for a while."""
+        vars(self.flow)["loss"] = torch.compile(self.flow.loss)
+        try:
+            yield
+        finally:
+            del vars(self.flow)["loss"]
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Return the context in which the loss and its gradient are evaluated: float32 throughout."""
+        return nullcontext()
+
+    def _first_rows(self) -> tuple[Tensor, Tensor]:
+        """Return the first training rows of the epoch, as many as are enough for the flow."""
+        most, parts, held = self.flow.validation_rows or 2000, [], 0
+        for x, context in self.batches.epoch(self.place.epoch):
+            parts.append((x[: most - held], context[: most - held]))
+            held += len(parts[-1][0])
+            if held >= most:
+                break
+        return torch.cat([x for x, _ in parts]), torch.cat([c for _, c in parts])
+
+    def _conditioning(self) -> float:
+        mine = self.conditioning(self.flow) if self.group.writes else 0.0
+        return float(self.group.total(torch.tensor([mine], dtype=torch.float64)))
+
+    # --- its state ---------------------------------------------------------------------------------------
+
+    def state(self) -> Checkpoint:
+        """Return all that a new trainer of the same study needs to go on from here, to be had after any event."""
+        tensors = self._tensors() | named("best", self.best)
+        if not (self.place.ended and self._is_sound):  # where a rollback would go, if not here
+            tensors |= named("sound", self._sound)
+        numbers = {**self.place.to_json(), "seconds": self._seconds()}
+        return Checkpoint(tensors, {"place": numbers})
+
+    def load(self, checkpoint: Checkpoint, *, further: bool = False) -> None:
+        """Go on from a state; ``further``, if training was over: epochs without improvement are counted from here.
+
+        Raises
+        ------
+        RunError
+            If it is not that of such a flow.
+        """
+        try:
+            self._restore(checkpoint.tensors)
+            self.place = Place.from_json(checkpoint.numbers["place"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"The checkpoint is not that of this study's flow and optimiser ({reason}). Was study.toml edited? "
+                "Restore it, or fit again."
+            ) from error
+        self.best = checkpoint.part("best")
+        self._sound, self._is_sound = checkpoint.part("sound") or self._tensors(), True
+        if further:
+            self.place.waiting_from, self.place.stopped = self.place.epoch, None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return copies of the weights in training, of their averages, and of what the optimiser remembers."""
+        weights = self._held if self._held is not None else copy_of(self.flow)
+        tensors = named("flow", weights) | named("optimizer", optimizer_tensors(self.optimizer))
+        if self.average:
+            tensors |= named("average", {n: w.clone() for n, w in self.average.weights.items()})
+        return tensors
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        kept = Checkpoint(tensors, {})
+        self.flow.load_state_dict(kept.part("flow"))
+        self.optimizer.state.clear()
+        load_optimizer(self.optimizer, kept.part("optimizer"))
+        if self.average:
+            self.average.load(kept.part("average"))
+
+    @contextmanager
+    def _showing(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Let the flow hold other weights for a while; :meth:`state` gives those in training all the same."""
+        self._held = copy_of(self.flow)
+        self.flow.load_state_dict(weights)
+        try:
+            yield
+        finally:
+            self.flow.load_state_dict(self._held)
+            self._held = None
 
 
-def mean_loss(flow: AbstractFlow, x: Tensor, context: Tensor, *, chunk: int = 4096) -> float:
-    """Return the mean of −log p(x | context) over all rows, in nats; ``inf`` where it is not finite."""
-    flow.eval()
-    total = 0.0
-    with torch.no_grad():
-        for a, b in zip(x.split(chunk), context.split(chunk), strict=True):
-            total -= float(flow(b).log_prob(a).double().sum())
-    mean = total / len(x)
-    return mean if math.isfinite(mean) else math.inf
+def _merged(
+    batches: BatchSource, epoch: int, start: int, merged: int
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield an epoch from a batch on, several batches at a time; and how many batches of it have then been used."""
+    used, parts = start, []
+    for part in batches.epoch(epoch, start):
+        used += 1
+        parts.append(part)
+        if len(parts) == merged or used == len(batches):
+            x, context = parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts, strict=True))
+            parts = []
+            yield x, context, used
 
 
-class _FirstRows:
-    """The first rows of an epoch, up to a number."""
-
-    def __init__(self, most: int):
-        self.most = most
-        self.held = 0
-        self.parts: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, x: Tensor, context: Tensor) -> None:
-        left = self.most - self.held
-        if left > 0:
-            self.parts.append((x[:left], context[:left]))
-            self.held += len(self.parts[-1][0])
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        return torch.cat([x for x, _ in self.parts]), torch.cat([c for _, c in self.parts])
-
-
-class _Clock:
-    """How far the budget is spent, in [0, 1]: of epochs, of minutes, or of whichever is further on."""
-
-    def __init__(self, options: TrainingOptions, steps_per_epoch: int):
-        self.options = options
-        self.steps = 0
-        self.step_limit = options.epochs * steps_per_epoch if options.epochs else None
-        self.start = time.perf_counter()
-
-    def tick(self) -> None:
-        self.steps += 1
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    @property
-    def by_time(self) -> bool:
-        return self.options.minutes is not None
-
-    def progress(self) -> float:
-        by_steps = self.steps / self.step_limit if self.step_limit else 0.0
-        by_time = self.seconds() / (60 * self.options.minutes) if self.options.minutes else 0.0
-        return min(max(by_steps, by_time), 1.0)
-
-    def factor(self) -> float:
-        """Return the factor on the learning rate: a linear rise, then constant or half a cosine to zero."""
-        progress, warmup = self.progress(), self.options.warmup
-        if progress < warmup:
-            return max(progress / warmup, 0.01)
-        if self.options.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
-
-    def ended(self) -> str | None:
-        if self.options.minutes and self.seconds() >= 60 * self.options.minutes:
-            return f"budget: {self.options.minutes:g} minutes"
-        if self.step_limit and self.steps >= self.step_limit:
-            return f"budget: {self.options.epochs} epochs"
-        return None
-
-
-def _copy(flow: AbstractFlow) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
-
-
-def _diverged(epoch: int, steps: int, rate: float, x: Tensor) -> str:
-    extreme = int(x.abs().amax(0).argmax())
-    return (
-        f"Training stopped in epoch {epoch}: {steps} steps in a row gave no finite loss or gradient, at learning rate "
-        f"{rate:.2g}. The best weights so far are kept. Target number {extreme + 1} reaches "
-        f"{float(x.abs().max()):.3g} standard deviations; try a smaller [training] learning_rate, or another transform "
-        f"for that column."
-    )
+def _endless(batches: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches for ever, of epochs that training does not use: 0, −1, …"""
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch -= 1

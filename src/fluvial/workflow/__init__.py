@@ -1,8 +1,18 @@
 """The verbs: the only place where the layers are wired together."""
 
 from fluvial.workflow.check import check_run
-from fluvial.workflow.fit import fit
+from fluvial.workflow.fit import fit, resume
 from fluvial.workflow.report import report_run
-from fluvial.workflow.use import list_runs, load, log_prob_table, sample_table
+from fluvial.workflow.use import compare_runs, list_runs, load, log_prob_table, sample_table
 
-__all__ = ["check_run", "fit", "list_runs", "load", "log_prob_table", "report_run", "sample_table"]
+__all__ = [
+    "check_run",
+    "compare_runs",
+    "fit",
+    "list_runs",
+    "load",
+    "log_prob_table",
+    "report_run",
+    "resume",
+    "sample_table",
+]

@@ -1,14 +1,13 @@
-"""``fit``: from a study to a run folder with a trained, checked density and its report."""
+"""``fit`` and ``resume``: from a study to a run folder with a trained, checked density and its report."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,30 @@ import torch
 from fluvial.data.readers import absolute_source, source_beside
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.density import Density
-from fluvial.errors import FluvialError, RunError, StudyError
+from fluvial.errors import RunError, StudyError
 from fluvial.flows.mixed import build_mixed_flow
-from fluvial.record import FORMAT, NO_END, STUDY, UNFINISHED, RunFolder, check_new, environment, now
+from fluvial.loggers import Logger, make_loggers
+from fluvial.record import (
+    CHECKING,
+    FORMAT,
+    NO_END,
+    REPORT,
+    STUDY,
+    UNFINISHED,
+    RunFolder,
+    check_new,
+    environment,
+    now,
+)
+from fluvial.runs_table import flat_options
 from fluvial.study import Study, parse_study, read_study
-from fluvial.train import EpochEvent, StepEvent, TrainingOptions, train
+from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, process_group
+from fluvial.train.stopping import Place
 from fluvial.workflow.check import run_checks
-from fluvial.workflow.data import Rows, read_rows, standardised, thinned
+from fluvial.workflow.data import Rows, read_rows, require_unchanged
 from fluvial.workflow.report import report_run
-
-Event = StepEvent | EpochEvent | str
+from fluvial.workflow.signals import Stop, Terminated, shown, signals
+from fluvial.workflow.training import Event, Keeper, find_start, start_from, train_density
 
 
 def fit(
@@ -38,8 +51,11 @@ def fit(
     name: str | None = None,
     check: bool = True,
     on_event: Callable[[Event], None] | None = None,
+    loggers: Sequence[str | Logger] = (),
 ) -> Density:
     """Train a density as a study says; leave a run folder; return the best density.
+
+    Started by ``torchrun`` or ``srun`` as several processes, they train it together; the first writes.
 
     Parameters
     ----------
@@ -54,6 +70,8 @@ def fit(
         Whether to check the density on the test rows and write the report.
     on_event
         Called with every training event, and with a text when the next stage begins.
+    loggers
+        Where to report besides: ``"tensorboard"``, ``"mlflow"``, or a :class:`fluvial.loggers.Logger`.
 
     Returns
     -------
@@ -66,65 +84,242 @@ def fit(
         Before training: nothing is left half-written.
     TrainingError
         If training cannot go on; the run folder keeps the best density so far.
+    Terminated
+        On SIGTERM or SIGUSR1; :func:`resume` goes on.
     """
-    tell = on_event or (lambda event: None)
     parsed, text, folder, stem = _read(study)
-    check_new(Path(runs), name)
-    began = time.perf_counter()
-    source = source_beside(parsed.data.source, folder)
-    tell(f"reading {source}")
-    rows = read_rows(parsed, source)
-    _refuse_arrays(rows)
-    for note in rows.facts["notes"]:
-        tell(note)
-    part = rows.part("train")
-    targets = ColumnTransforms.fit(rows.schema.targets, part)
-    context = ColumnTransforms.fit(rows.schema.context, part)
-    for column, line in _described(targets, context).items():
-        if "[chosen" in line:
-            tell(f"transform of {column}: {line}")
-    options = parsed.flow_options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(parsed.training.seed)
-        flow = build_mixed_flow(
-            parsed.architecture, **targets.layout.arguments, context=context.layout.width, **options
-        )
-    density = Density(
-        flow,
-        rows.schema,
-        targets,
-        context,
-        architecture=parsed.architecture,
-        options=options,
-        context_range={c.name: rows.range(c.name) for c in rows.schema.context if c.period is None},
-    )
-    record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
+    with process_group() as group, signals() as stop:  # a signal may come as soon as the folder is seen
+        tell = _teller(on_event, group)
+        reporting = make_loggers(loggers) if group.writes else []
+        if group.writes:
+            check_new(Path(runs), name)
+        began = time.perf_counter()
+        source = source_beside(parsed.data.source, folder)
+        tell(f"reading {source}")
+        rows = read_rows(parsed, source)
+        _refuse_arrays(rows)
+        for note in rows.facts["notes"]:
+            tell(note)
+        density = _new_density(parsed, rows)
+        for column, line in _described(density.target_transforms, density.context_transforms).items():
+            if "[chosen" in line:
+                tell(f"transform of {column}: {line}")
+        if parsed.training.start:
+            tell(start_from(density, find_start(parsed.training.start, folder, Path(runs))))
+        record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
 
-    def fill(new: RunFolder) -> None:
-        (new.path / STUDY).write_text(text, encoding="utf-8")
-        new.write_record({**record, "name": name})
-        density.save(new.path)
+        def fill(new: RunFolder) -> None:
+            (new.path / STUDY).write_text(text, encoding="utf-8")
+            new.write_record({**record, "name": name})
+            density.save(new.path)
 
-    with _signals() as stop:  # before the folder is made: a signal may come as soon as it is seen
-        run = RunFolder.create(Path(runs), stem, name, fill)
-        density.folder = run.path
-        record["name"] = run.name
-        with _recorded(run, record):
+        run = RunFolder.create(Path(runs), stem, name, fill) if group.writes else None
+        if run is not None:
+            density.folder = run.path
+            record["name"] = run.name
             tell(f"run folder {run.path}")
-            _train(run, record, density, rows, parsed, stop, tell)
-            stop.training_is_over()
-            if check and stop.signal == signal.SIGINT:
-                tell("training stopped by Ctrl-C; checking the best so far (Ctrl-C again to leave now)")
-            if check and stop.signal != signal.SIGTERM:
-                _finish(run, record, density, rows, parsed, tell)
-            record["status"] = "interrupted" if stop.signal else "finished"
-    if stop.signal == signal.SIGTERM:
-        raise Terminated(f"{run.path}: stopped by SIGTERM; the best density so far is kept there.")
+        work = Work(run, record, density, rows, parsed, group, reporting)
+        with run.locked() if run else nullcontext():
+            _carry_out(work, None, stop, tell, check=check)
     return density
 
 
-class Terminated(FluvialError):
-    """The process was asked to end by SIGTERM; the best density so far is kept."""
+def resume(
+    run: str | Path,
+    *,
+    epochs: int | None = None,
+    check: bool = True,
+    on_event: Callable[[Event], None] | None = None,
+    loggers: Sequence[str | Logger] = (),
+) -> Density:
+    """Go on with a run from its last checkpoint, as if it had never ended; return the best density.
+
+    On the same kind of machine, with a budget of epochs or steps, the weights are bit for bit those of a fit that was
+    never interrupted. A run that was killed before its first checkpoint begins again; one that had only its checks to do
+    does those.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    epochs
+        Train until so many epochs in all, whatever the study's budget was: this is how a finished run is continued.
+    check, on_event, loggers
+        As in :func:`fit`.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, it is finished and ``epochs`` does not ask for more, another process is training it,
+        or a file of it is damaged.
+    DataError
+        If its data have changed since it began.
+    """
+    folder = RunFolder.open(run)
+    with process_group() as group, signals() as stop, folder.locked() if group.writes else nullcontext():
+        tell = _teller(on_event, group)
+        record = folder.record()
+        study, _ = read_study(folder.path / STUDY)
+        path = folder.path / CHECKPOINT
+        checkpoint = Checkpoint.load(path) if path.exists() else None
+        _extend(folder, record, checkpoint, epochs)
+        reporting = make_loggers(loggers) if group.writes else []
+        source = record["data"]["source"]
+        tell(f"reading {source}")
+        rows = read_rows(study, source, like=record["data"])
+        require_unchanged(record["data"], rows, source)
+        if checkpoint is None:
+            density = _new_density(study, rows)
+            if study.training.start:
+                tell(start_from(density, find_start(study.training.start, Path(), folder.path.parent)))
+        else:
+            density = Density.load(folder.path)
+        density.folder = folder.path if group.writes else None
+        done = Place.from_json(checkpoint.numbers["place"]).whole_epochs if checkpoint else 0
+        if group.writes:
+            _reopen(folder, record, density, checkpoint, done)
+        tell(f"run folder {folder.path}, going on after {done} epochs")
+        work = Work(folder if group.writes else None, record, density, rows, study, group, reporting)
+        _carry_out(work, checkpoint, stop, tell, check=check, further=epochs is not None)
+    return density
+
+
+@dataclass(frozen=True)
+class Work:
+    """One fit in this process; ``run`` is ``None`` in those that do not write."""
+
+    run: RunFolder | None
+    record: dict[str, Any]
+    density: Density
+    rows: Rows
+    study: Study
+    group: Group
+    loggers: list[Logger]
+
+    @property
+    def options(self) -> TrainingOptions:
+        """The study's options of training, with the budget on record."""
+        left_out = {"batch_size", "seed", "start", "checkpoint_minutes"}
+        options = self.study.training.model_dump(exclude=left_out)
+        return TrainingOptions(**options | {k: self.record["study"]["training"][k] for k in _BUDGETS})
+
+
+_BUDGETS = ("epochs", "steps", "minutes")
+
+
+def _carry_out(
+    work: Work,
+    checkpoint: Checkpoint | None,
+    stop: Stop,
+    tell: Callable[[Event], None],
+    *,
+    check: bool,
+    further: bool = False,
+) -> None:
+    """Train, check, report; write down how it ended."""
+    run, record = work.run, work.record
+    with _recorded(work):
+        for logger in work.loggers:
+            assert run is not None
+            logger.begin(run.path, flat_options(record["study"]))
+        keeper = None
+        if run is not None:
+            minutes = work.study.training.checkpoint_minutes
+            keeper = Keeper(run, record, work.density, minutes, work.loggers)
+        interrupted = train_density(
+            work.density,
+            work.rows,
+            work.study,
+            work.options,
+            keeper=keeper,
+            group=work.group,
+            stop=stop,
+            tell=tell,
+            checkpoint=checkpoint,
+            further=further,
+        )
+        stop.training_is_over()
+        if interrupted and stop.signal is None:  # another process had the signal
+            raise Terminated(interrupted)
+        if stop.signal not in (None, signal.SIGINT):
+            raise Terminated(_ended_by(stop.signal, run), stop.signal)
+        if check and run is not None:
+            if stop.signal == signal.SIGINT:
+                tell("training stopped by Ctrl-C; checking the best so far (Ctrl-C again to leave now)")
+            _finish(work, run, tell)
+        record["status"] = "interrupted" if stop.signal else "finished"
+
+
+def _ended_by(number: signal.Signals | None, run: RunFolder | None) -> str:
+    assert number is not None
+    if run is None:
+        return f"stopped by {number.name}."
+    return (
+        f"{run.path}: stopped by {number.name}; go on with: fluvial fit --resume {run.path}. "
+        "Till then the best density so far is kept there."
+    )
+
+
+def _teller(on_event: Callable[[Event], None] | None, group: Group) -> Callable[[Event], None]:
+    """Return what is told of events: one process speaks."""
+    if on_event is None or not group.writes:
+        return lambda event: None
+    return on_event
+
+
+def _extend(
+    run: RunFolder, record: dict[str, Any], checkpoint: Checkpoint | None, epochs: int | None
+) -> None:
+    """Put a new budget on record; raise if there is nothing to go on with."""
+    budget = record["study"]["training"]
+    place = Place.from_json(checkpoint.numbers["place"]) if checkpoint else Place()
+    if epochs is not None:
+        if epochs <= place.whole_epochs:
+            raise RunError(
+                f"--epochs: expected more than the {place.whole_epochs} epochs that {run.path} has; found {epochs}."
+            )
+        budget.update({"epochs": epochs, "steps": None, "minutes": None})
+    elif record["status"] == "finished":
+        raise RunError(
+            f"{run.path} is finished ({record['stopped']}). To go on, say until how many epochs with --epochs."
+        )
+
+
+def _reopen(
+    run: RunFolder, record: dict[str, Any], density: Density, checkpoint: Checkpoint | None, done: int
+) -> None:
+    """Put the run folder back to where its checkpoint was: metrics, best weights, record."""
+    run.keep_metrics(done)
+    if checkpoint is None:
+        density.save(run.path)
+    else:
+        density.flow.load_state_dict(checkpoint.part("best"))
+        density.save_weights(run.path, epoch=checkpoint.numbers["place"]["best_epoch"])
+    again = {"at": now(), "after_epochs": done, "process": os.getpid()}
+    record["resumed"] = [*record.get("resumed", []), again | environment(torch.get_num_threads())]
+    record.update(status=UNFINISHED, stopped=NO_END, ended=None, process=os.getpid())
+    run.write_record(record)
+
+
+def _new_density(study: Study, rows: Rows) -> Density:
+    """Return a density with transforms fitted to the train split, and weights fixed by the seed."""
+    part, schema = rows.part("train"), rows.schema
+    targets, context = ColumnTransforms.fit(schema.targets, part), ColumnTransforms.fit(schema.context, part)
+    options = study.flow_options
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(study.training.seed)
+        flow = build_mixed_flow(
+            study.architecture, **targets.layout.arguments, context=context.layout.width, **options
+        )
+    return Density(
+        flow,
+        schema,
+        targets,
+        context,
+        architecture=study.architecture,
+        options=options,
+        context_range={c.name: rows.range(c.name) for c in schema.context if c.period is None},
+    )
 
 
 def _read(study: str | Path | Mapping[str, Any]) -> tuple[Study, str, Path, str]:
@@ -166,6 +361,7 @@ def _record(
         "timings": {"reading": seconds},
         "training": {},
         "checks": {},
+        "resumed": [],
         **environment(torch.get_num_threads()),
     }
 
@@ -194,131 +390,27 @@ def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
     }
 
 
-def _train(
-    run: RunFolder,
-    record: dict[str, Any],
-    density: Density,
-    rows: Rows,
-    study: Study,
-    stop: _Stop,
-    tell: Callable[[Event], None],
-) -> None:
-    """Train; save the density whenever it improves, and the metrics every epoch."""
-    transforms = density.target_transforms, density.context_transforms
-    validation = thinned(rows.part("validation"), density.flow.validation_rows)
-    validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms)
-    section = study.training
-    size = section.batch_rows(rows.count("train"))
-    batches, train_logdet = rows.batches(*transforms, size, section.seed)
-    options = TrainingOptions(
-        epochs=section.epoch_limit,
-        **section.model_dump(exclude={"epochs", "batch_size", "seed"}),
-    )
-    for event in train(
-        density.flow, batches, (validation_x, validation_c), options, stop=stop, seed=section.seed
-    ):
-        if isinstance(event, EpochEvent):
-            event = _in_units(event, train_logdet, validation_logdet)
-            if event.improved:
-                density.save_weights(run.path, epoch=event.epoch, validation_loss=event.validation_loss)
-            run.append_metrics(vars(event))
-            record["training"] = _summary(event)
-            record["timings"]["training"] = event.seconds
-            if event.stopped:
-                record["stopped"] = event.stopped
-            run.write_record(record)
-        tell(event)
-    density.flow.eval()
-
-
-def _in_units(event: EpochEvent, train_logdet: float, validation_logdet: float) -> EpochEvent:
-    """Return the event with its losses in nats per unit of the targets: comparable whatever the transforms."""
-    return EpochEvent(
-        **{
-            **vars(event),
-            "train_loss": event.train_loss - train_logdet,
-            "validation_loss": event.validation_loss - validation_logdet,
-            "best_loss": event.best_loss - validation_logdet,
-        }
-    )
-
-
-def _summary(event: EpochEvent) -> dict[str, Any]:
-    return {
-        "epochs": event.epoch,
-        "best_epoch": event.best_epoch,
-        "best_loss": event.best_loss,
-        "final_loss": event.validation_loss,
-        "final_train_loss": event.train_loss,
-        "rows": event.rows,
-        "rows_per_second": event.rows / event.seconds,
-        "skipped_steps": event.skipped_steps,
-    }
-
-
-def _finish(
-    run: RunFolder,
-    record: dict[str, Any],
-    density: Density,
-    rows: Rows,
-    study: Study,
-    tell: Callable[[Event], None],
-) -> None:
+def _finish(work: Work, run: RunFolder, tell: Callable[[Event], None]) -> None:
+    record = work.record
+    record["status"] = CHECKING
     run.write_record(record)
     tell("checking on the test rows")
     began = time.perf_counter()
-    record["checks"] = run_checks(run, density, rows, study)
+    record["checks"] = run_checks(run, work.density, work.rows, work.study)
     record["timings"]["checks"] = time.perf_counter() - began
     run.write_record(record)
     tell("writing the report")
     began = time.perf_counter()
     report_run(run.path)
     record["timings"]["report"] = time.perf_counter() - began
-
-
-@dataclass
-class _Stop:
-    """Set by a signal; training asks it after every step."""
-
-    signal: signal.Signals | None = None
-    training: bool = True
-
-    def __call__(self) -> str | None:
-        if self.signal is None:
-            return None
-        cause = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
-        return f"interrupted by {cause}"
-
-    def training_is_over(self) -> None:
-        """From now on nothing asks: a signal ends what is going on at once."""
-        self.training = False
-
-    def handle(self, number: int, frame: object) -> None:
-        again = self.signal is not None
-        self.signal = signal.Signals(number)
-        if self.training and not (again and number == signal.SIGINT):
-            return
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated("stopped by SIGTERM")
+    for logger in work.loggers:
+        logger.file(run.path / REPORT)
 
 
 @contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Let the first Ctrl-C or SIGTERM end training at the next step; after training, either ends the program."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _recorded(run: RunFolder, record: dict[str, Any]) -> Iterator[None]:
+def _recorded(work: Work) -> Iterator[None]:
     """Write how the run ended, whatever happens short of a kill."""
+    run, record = work.run, work.record
     try:
         yield
     except BaseException as error:
@@ -326,14 +418,22 @@ def _recorded(run: RunFolder, record: dict[str, Any]) -> Iterator[None]:
         record["status"] = "interrupted" if interrupted else "failed"
         why = f"{type(error).__name__}: {error}"
         if interrupted:
-            why = "interrupted by " + ("SIGTERM" if isinstance(error, Terminated) else "Ctrl-C")
-        trained = record["stopped"] != NO_END
-        record["stopped"] = f"{record['stopped']}; then, in the checks, {why}" if trained else why
+            why = f"interrupted by {error.signal.name if isinstance(error, Terminated) else shown(signal.SIGINT)}"
+        if record["stopped"] == NO_END:
+            record["stopped"] = why
+        elif record["stopped"] != why:
+            record["stopped"] = f"{record['stopped']}; then, in the checks, {why}"
         record["ended"] = now()
         try:
-            run.write_record(record)
+            if run is not None:
+                run.write_record(record)
         except RunError as second:  # a full disk, most likely: the first error says more
             error.add_note(str(second))
+        for logger in work.loggers:
+            logger.end(record["status"])
         raise
     record["ended"] = now()
-    run.write_record(record)
+    if run is not None:
+        run.write_record(record)
+    for logger in work.loggers:
+        logger.end(record["status"])

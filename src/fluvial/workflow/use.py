@@ -13,8 +13,9 @@ from fluvial.data.schema import Column
 from fluvial.data.select import View
 from fluvial.density import DENSITY_FILE, Density
 from fluvial.errors import DataError, nearest
+from fluvial.files import write_atomically
 from fluvial.record import RECORD, RunFolder, find_runs
-from fluvial.runs_table import flat_row, select
+from fluvial.runs_table import differences, result_row, select
 
 
 def load(run: str | Path) -> Density:
@@ -42,7 +43,31 @@ def list_runs(
 
     ``where`` is an expression such as ``architecture == "maf" and best_loss < 5.1``; ``sort`` names a column.
     """
-    return select([flat_row(run) for run in find_runs(runs)], where, sort or "started", descending=descending)
+    return select(
+        [result_row(run) for run in find_runs(runs)], where, sort or "started", descending=descending
+    )
+
+
+def compare_runs(a: str | Path, b: str | Path, *, figure: str | Path | None = None) -> list[dict[str, Any]]:
+    """Return what differs between two runs (see :func:`fluvial.runs_table.differences`), and draw their losses.
+
+    ``figure`` is the PNG file to write: validation losses against epochs and against minutes.
+
+    Raises
+    ------
+    RunError
+        If a run is missing or damaged.
+    """
+    folders = [RunFolder.open(a), RunFolder.open(b)]
+    rows = differences(*folders)
+    if figure is not None:
+        from fluvial.report import plots
+        from fluvial.report.style import png
+
+        names = [name for name in rows[0] if name != "option"]
+        histories = {name: run.metrics() for name, run in zip(names, folders, strict=True)}
+        write_atomically(Path(figure), png(plots.loss_curves(histories)))
+    return rows
 
 
 def sample_table(
