@@ -451,3 +451,21 @@ def test_a_state_taken_where_another_process_was_lost_still_measures_the_epoch(
     again = trainer(gaussian())
     again.load(fit.state())
     assert told([e for e in again.run() if isinstance(e, EpochEvent)]) == told(list(whole))
+
+
+def test_bf16_trains_to_the_same_density_and_leaves_it_in_float32() -> None:
+    generator = torch.Generator().manual_seed(3)
+    c = torch.randn(4000, 1, generator=generator)
+    x = torch.cat((c, -c), 1) + 0.5 * torch.randn(4000, 2, generator=generator)
+    losses = {}
+    for precision in ("float32", "bf16"):
+        torch.manual_seed(1)
+        flow = MAF(targets=2, context=1, steps=2, width=16)
+        options = TrainingOptions(epochs=3, learning_rate=5e-3, precision=precision)
+        batches = Batches(x[:3000], c[:3000], 250, 1)
+        events = list(Trainer(flow, batches, (x[3000:], c[3000:]), options, seed=2).run())
+        losses[precision] = events[-1].best_loss
+        assert all(p.dtype == torch.float32 for p in flow.parameters())
+        assert not any(getattr(m, "bf16", False) for m in flow.modules())
+    assert losses["bf16"] != losses["float32"], "bf16 changed nothing"
+    assert losses["bf16"] == pytest.approx(losses["float32"], abs=0.02)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from fluvial.study_columns import Section
 
 # The same as in fluvial.train, which is a layer above.
+Precision = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "constant", "cosine-restarts", "one-cycle", "plateau"]
 Metric = Literal["loss", "conditioning"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -85,6 +86,11 @@ class TrainingSection(Section):
     )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         default=5.0, description="at most this much training is lost when the process is killed"
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="of the products in conditioners while they train; bf16 is for a GPU, or a CPU with instructions "
+        "for it; densities, draws and checks are in float32 whatever it is",
     )
     compile: bool = Field(
         default=False, description="compile the flow with torch.compile; the record says what it cost"

@@ -49,10 +49,10 @@ def most_bins() -> int:
 def serves_spline(x: Tensor, parameters: Tensor) -> bool:
     """Return whether the kernel can do this spline: ``x: [*batch]``, ``parameters: [*batch, 3K + 1]``."""
     return (
-        x.dtype == parameters.dtype == torch.float32
+        not torch.compiler.is_compiling()
+        and x.dtype == parameters.dtype == torch.float32
         and x.device.type == parameters.device.type == "cpu"
         and (parameters.shape[-1] - 1) // 3 <= most_bins()
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ class Trainer:
         """
         self._since, self._before = time.perf_counter(), self.place.seconds
         self.group.share(self.flow)
-        with self._compiled() if self.options.compile else nullcontext():
+        with self._precision(), self._compiled() if self.options.compile else nullcontext():
             if self.place.rate is None:
                 self.place.rate = self._learning_rate()
                 self.search_seconds = self._seconds() - self._before
@@ -173,7 +173,7 @@ class Trainer:
         share = (mine.stop - mine.start) / len(x)
         loss = x.new_zeros(())
         if share:
-            with self._randomness(number), self._precision():
+            with self._randomness(number):
                 loss = share * self.flow.backward(x[mine], context[mine], generator=self._generator)
         if self.options.compile and self.compile_seconds is None:
             self.compile_seconds = time.perf_counter() - began
@@ -320,6 +320,15 @@ class Trainer:
                 torch.cuda.set_rng_state(before[1], self.device)
 
     @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Let the flow's conditioners multiply in the precision that is asked for."""
+        self.flow.use_bf16(self.options.precision == "bf16")
+        try:
+            yield
+        finally:
+            self.flow.use_bf16(False)
+
+    @contextmanager
     def _compiled(self) -> Iterator[None]:
         """Let the flow's loss be compiled for a while."""
         vars(self.flow)["loss"] = torch.compile(self.flow.loss)
@@ -327,10 +336,6 @@ class Trainer:
             yield
         finally:
             del vars(self.flow)["loss"]
-
-    def _precision(self) -> AbstractContextManager[None]:
-        """Return the context in which the loss and its gradient are evaluated: float32 throughout."""
-        return nullcontext()
 
     def _first_rows(self) -> tuple[Tensor, Tensor]:
         """Return the first training rows of the epoch, as many as are enough for the flow."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fluvial.errors import FluvialError
 
+Precision = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "constant", "cosine-restarts", "one-cycle", "plateau"]
 Metric = Literal["loss", "conditioning"]
 
@@ -67,6 +68,7 @@ class TrainingOptions:
     patience: int | None = None
     least_gain: float | None = None
     rollbacks: int = 3
+    precision: Precision = "float32"
     compile: bool = False
 
 
