@@ -503,3 +503,47 @@ def test_the_integral_counts_levels(tmp_path: Path) -> None:
     assert error < 5e-3
     assert abs(integrate(make((PHI,)), {})[0] - 1) < 5e-3
     assert integrate(make((JETS,)), {})[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_table_larger_than_memory_tells_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels and bounds are those of all rows, also of those that the samples lack, and rows stay on their levels."""
+    from fluvial.data import packed as packed_module
+    from fluvial.workflow import data as workflow
+    from fluvial.workflow import packing
+    from fluvial.workflow.data import read_rows
+
+    monkeypatch.setenv("FLUVIAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packing, "CHUNK", 700)
+    monkeypatch.setattr(packed_module, "CHUNK", 500)
+    for module in (workflow, packed_module):
+        monkeypatch.setattr(module, "SAMPLE", 300)
+    table = rows(6000)
+    table["jets"][[17, 4000]] = 9.0  # rare
+    table["tagger"][5000] = 1e-5  # far below all others
+    table["tagger"][table["tagger"] == -1] = -0.1  # no number of float32
+    write_table(tmp_path / "t.parquet", table)
+    values = {
+        "data": {"source": "t.parquet", "targets": ["tagger", "jets"], "context": ["c", "ratio"]},
+        "columns": {
+            "tagger": {"atoms": [-0.1]},
+            "jets": {"kind": "integer"},
+            "ratio": {"support": "positive", "atoms": [0.0], "saturate": {"above": 7.0}},
+        },
+    }
+    whole = read_rows(parse_study(values), tmp_path / "t.parquet")
+    values["data"]["memory"] = 1e-6
+    large = read_rows(parse_study(values), tmp_path / "t.parquet")
+    assert large.packed is not None
+    assert len(large.table["jets"]) == 900
+    found, told = large.schema.targets, whole.schema.targets
+    assert found[1].values == told[1].values == (0.0, 1.0, 2.0, 5.0, 9.0)
+    assert found[0].support.lower == pytest.approx(told[0].support.lower, abs=1e-9)
+    targets, context = (
+        ColumnTransforms.fit(c, large.table) for c in (large.schema.targets, large.schema.context)
+    )
+    batches, _ = large.batches(targets, context, 256, 0)
+    x = np.concatenate([x.numpy() for x, _ in batches.epoch(1)])
+    assert np.isfinite(x).all()
+    train = whole.part("train")
+    assert (x[:, 1] == 1).sum() == (train["tagger"] == -0.1).sum()
+    assert (x[:, 2] == 4).sum() == (train["jets"] == 9).sum()

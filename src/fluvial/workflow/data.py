@@ -194,6 +194,8 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
     in_memory = sound * len(packed.names) * 8 * WORKING_SET <= budget
     parts = [packed.table(name) if in_memory else packed.sample(name) for name in SPLITS]
     table = {name: np.concatenate([part.pop(name) for part in parts]) for name in packed.names}
+    seen = table if in_memory else _with_rare(schema, table, packed)
+    schema, notes = resolve(schema, seen, where=where)
     ends = np.cumsum([0, *(counts[name] if in_memory else min(counts[name], SAMPLE) for name in SPLITS)])
     facts = {
         "fingerprint": packed.about["fingerprint"] | {"sha256": packed.about["sha256"], "of": "packed rows"},
@@ -206,12 +208,10 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
             "forms": packed.layout.forms,
             "largest_relative_rounding": max(c["rounding"] for c in packed.about["columns"]),
         },
+        "notes": notes,
     }
     known_truth = table.pop(truth) if truth is not None else None
     split = Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends)))
-    schema, facts["notes"] = resolve(
-        schema, table if in_memory else _with_rare(schema, table, packed), where=where
-    )
     return Rows(schema, table, known_truth, split, facts, None if in_memory else packed)
 
 

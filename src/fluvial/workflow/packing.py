@@ -47,7 +47,7 @@ def packed_table(study: Study, schema: Schema, view: View, where: str) -> Packed
     shares, seed = study.data.split.model_dump(), study.data.seed
     columns = schema.to_json()
     for column in columns["targets"] + columns["context"]:
-        for key in ("unit", "label", "transform"):
+        for key in ("unit", "label", "transform", "scale"):
             column.pop(key, None)
     sources = identify(reader.parts())
     described = {
@@ -89,7 +89,7 @@ def packed_table(study: Study, schema: Schema, view: View, where: str) -> Packed
             pieces,
             lambda rows: split_of(rows, shares, seed),
             supports=supports,
-            atoms={c.name: c.atoms for c in schema.columns},
+            atoms={c.name: c.levels for c in schema.columns},
             seed=seed,
             about=about,
         )
