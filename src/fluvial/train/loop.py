@@ -95,7 +95,7 @@ class Trainer:
         self.conditioning = Conditioning(*validation)
         self.best = copy_of(flow)
         self.compile_seconds: float | None = None  # of the first step, compilation included
-        self.search_seconds = 0.0  # for the learning rate
+        self.search_seconds: float | None = None  # for the learning rate, if it was searched for
         self._generator = torch.Generator(self.device)
         self._held: dict[str, Tensor] | None = None
         self._sound, self._is_sound = self._tensors(), True
@@ -121,7 +121,6 @@ class Trainer:
         with self._precision(), self._compiled() if self.options.compile else nullcontext():
             if self.place.rate is None:
                 self.place.rate = self._learning_rate()
-                self.search_seconds = self._seconds() - self._before
             # A budget that is spent in mid-epoch leaves that epoch to be measured.
             reason = self.place.stopped or (self._spent() if self.place.ended else None)
             while reason is None:
@@ -291,6 +290,7 @@ class Trainer:
         steps = int(min(finder.STEPS, most))
         if steps < finder.LEAST_STEPS:
             return finder.FALLBACK
+        began = time.perf_counter()
         self.flow.train()
         start, losses, tried = self._tensors(), [], finder.rates(steps)
         for number, (rate, (x, context)) in enumerate(zip(tried, _endless(self.batches), strict=False)):
@@ -300,6 +300,7 @@ class Trainer:
             if stop or late or finder.over(losses):
                 break
         self._restore(start)
+        self.search_seconds = time.perf_counter() - began
         return finder.pick(tried, losses)
 
     @contextmanager

@@ -157,7 +157,9 @@ def train_density(
 
 def _tell_of_the_start(trainer: Trainer, tell: Callable[[Event], None], *, found: bool) -> None:
     if trainer.options.learning_rate == "auto" and found:
-        tell(f"learning rate {trainer.place.rate:.2g}, found in {trainer.search_seconds:.1f} s")
+        seconds = trainer.search_seconds
+        how = "the budget is too small for a search" if seconds is None else f"found in {seconds:.1f} s"
+        tell(f"learning rate {trainer.place.rate:.2g}: {how}")
     if trainer.compile_seconds is not None:
         tell(f"compiled; the first step took {trainer.compile_seconds:.1f} s")
     if trainer.group.size > 1:
