@@ -327,8 +327,9 @@ def test_too_slow_a_gain_ends_training() -> None:
 # --- the learning rate -----------------------------------------------------------------------------------
 
 
-def test_a_rate_is_found_and_leaves_no_trace() -> None:
-    fit = trainer(gaussian(), epochs=200, learning_rate="auto")
+@pytest.mark.parametrize("ema", [None, 0.99])
+def test_a_rate_is_found_and_leaves_no_trace(ema: float | None) -> None:
+    fit = trainer(gaussian(), epochs=200, learning_rate="auto", ema=ema)
     before = weights(fit.flow)
     rate = fit._learning_rate()
     assert torch.equal(weights(fit.flow), before)

@@ -189,7 +189,7 @@ class Trainer:
         if not (math.isfinite(value) and math.isfinite(size)):
             return math.nan, stop
         self.optimizer.step()
-        if self.average:
+        if self.average and number >= 0:  # not while the learning rate is searched
             self.average.update(number)
         return value, stop
 
