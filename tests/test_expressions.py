@@ -82,7 +82,7 @@ def test_a_number(text: str, expected: list[float]) -> None:
         ("m = 3", "write '==' to compare", "="),
         ("m <", "this does not parse", None),
         ("", "found an empty text", None),
-        ("m", "expected a condition, such as x < 100; found a number", "m"),
+        ("m", "expected a condition, such as x < 100 .*; found a number", "m"),
         ("m and z > 1", "expected a condition", "m"),
         ("(m > 1) * 2 > 1", "expected a number", "m > 1"),
         ("z > 1 and name == 'BSE'", "only numbers and columns", "'BSE'"),

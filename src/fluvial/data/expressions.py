@@ -154,7 +154,11 @@ def parse_expression(text: str, what: str = "expression", kind: Kind | None = No
     except (ValueError, RecursionError, MemoryError) as error:
         raise StudyError(f"{what}: {text!r:.200} cannot be read as an expression ({error})") from None
     if kind is not None and found != kind:
-        wanted = "a condition, such as x < 100" if kind == "condition" else "a number, such as x / y"
+        wanted = (
+            "a condition, such as x < 100 (of yes and no: x == 1)"
+            if kind == "condition"
+            else "a number, such as x / y"
+        )
         raise StudyError(f"{what}: expected {wanted}; found a {found}{_caret(text, tree)}")
     columns = tuple(dict.fromkeys(map(_name, _column_nodes(tree))))
     if not columns:
@@ -227,7 +231,11 @@ class _Grammar:
     def _each(self, nodes: Iterable[ast.expr], kind: Kind) -> Kind:
         for node in nodes:
             if self.kind(node) != kind:
-                hint = "a condition, such as x < 100" if kind == "condition" else "a number"
+                hint = (
+                    "a condition, such as x < 100 (of yes and no: x == 1)"
+                    if kind == "condition"
+                    else "a number"
+                )
                 self._refuse(node, f"expected {hint}")
         return kind
 
