@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= demo/runs
-SOURCES := src tests benchmarks
+SOURCES := src tests benchmarks hatch_build.py
+INSTALLED := pyproject.toml constraints.txt hatch_build.py $(wildcard src/fluvial/core/kernels/*.[ch])
 
 .PHONY: help demo test check format docs-figures clean
 .DEFAULT_GOAL := help
@@ -20,11 +21,11 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.user: $(VENV)/.python pyproject.toml constraints.txt
+$(VENV)/.user: $(VENV)/.python $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/.python $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.user
 
