@@ -42,7 +42,7 @@ DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
-CHUNK = 2048
+CHUNK = 8192
 
 
 class Density:

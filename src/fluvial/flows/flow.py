@@ -36,7 +36,7 @@ class AbstractFlow(nn.Module):
     """
 
     loss_is_nll: bool = True
-    draw_rows: int = 4096
+    draw_rows: int = 8192
     train_rows: int = 4096
     validation_rows: int | None = None
 
