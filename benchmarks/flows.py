@@ -3,8 +3,9 @@ r"""How fast flows train, give densities and draw: fluvial against its peers, th
     python -m venv peers && peers/bin/pip install -r benchmarks/requirements.txt -c constraints.txt .
     peers/bin/python benchmarks/flows.py [--quick] [--json PATH] [--markdown PATH]
 
-Every contender runs in a process of its own; measurements take turns, and the median over the repeats
-counts. Beside each rate stands its share of the *floor*: the rate at which this machine could do the
+Every contender runs in a process of its own; measurements take turns (but for the largest work, whose contenders
+come one after the other: together they may not fit in memory), and the median over the repeats counts.
+Beside each rate stands its share of the *floor*: the rate at which this machine could do the
 conditioners' matrix products and nothing else. One row costs 2 × weights operations in a forward pass and
 three times as many in training; the machine's rate is that of ``torch.mm`` in float32 at
 ``[rows, width] @ [width, width]``, by MKL or by oneDNN, whichever is faster.
@@ -35,6 +36,8 @@ PEERS = {
     "flowjax": "flowjax",
 }
 PACKAGES = ("fluvial", "torch", "nflows", "zuko", "normflows", "flowjax", "jax", "jaxlib", "numpy")
+#: From so many weights on, contenders are measured one after the other, not in turns: memory may not hold them all.
+LARGE = 10_000_000
 #: A contender's number of parameters may differ from fluvial's by this share.
 PARAMETERS_WITHIN = 0.05
 
@@ -78,21 +81,26 @@ class Worker:
 
 def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """Measure all contenders at one work; return the rows of results, and what was found about each."""
-    workers = [Worker(who, work, options) for who in (FLOOR, *contenders)]
-    about = [{"work": work.name, **worker.hear()} for worker in workers][
-        1:
-    ]  # none measures before all are ready
-    for one in about:
-        _say(_introduction(one, about[0]))
-    taking_part = [one["who"] for one in about if "declines" not in one]
-    workers = [worker for worker in workers if worker.who in (FLOOR, *taking_part)]
+    everyone = [FLOOR, *contenders]
+    together = work.conditioner_weights() < LARGE
+    about: list[dict] = []
     measured: dict[tuple[str, Op], list[dict]] = {}
-    for _ in range(options.repeats):
-        for op in OPS:
-            for worker in workers:
-                measured.setdefault((worker.who, op), []).append(worker.measure(op))
-    for worker in workers:
-        worker.end()
+    for group in [everyone] if together else [[who] for who in everyone]:
+        workers = []
+        for worker in [Worker(who, work, options) for who in group]:
+            heard = worker.hear()  # none measures before all are ready
+            if worker.who != FLOOR:
+                about.append({"work": work.name, **heard})
+                _say(_introduction(about[-1], about[0]))
+            if "declines" not in heard:
+                workers.append(worker)
+        for _ in range(options.repeats):
+            for op in OPS:
+                for worker in workers:
+                    measured.setdefault((worker.who, op), []).append(worker.measure(op))
+        for worker in workers:
+            worker.end()
+    taking_part = [one["who"] for one in about if "declines" not in one]
 
     rows = []
     for op in OPS:
