@@ -14,7 +14,7 @@ from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixture import MixtureOfGaussians
-from fluvial.flows.trunk import TrunkedFlow
+from fluvial.flows.trunk import with_trunk
 from fluvial.flows.zuko import PREFIX, ZukoFlow, zuko_class, zuko_options
 
 ARCHITECTURES: dict[str, type[AbstractFlow]] = {
@@ -106,11 +106,8 @@ def build_flow(
     """
     make = find_architecture(architecture)
     try:
-        if trunk < 0:
-            raise ValueError(f"Expected trunk to be 0 (none) or a number of features; got {trunk}.")
-        if not trunk:
-            return make(targets=targets, context=context, **options)
-        flow = make(targets=targets, context=trunk, **options)
-        return TrunkedFlow(flow, context=context, features=trunk)
+        return with_trunk(
+            lambda columns: make(targets=targets, context=columns, **options), context=context, trunk=trunk
+        )
     except (TypeError, ValueError) as error:
         raise StudyError(f"[flow] {architecture}: {error}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -135,16 +136,15 @@ def make_base(kind: Base, dim: int) -> StandardNormal | StudentT:
     raise ValueError(f"Expected base to be one of normal, student-t; got {kind!r}.")
 
 
-class FlowDistribution(Distribution):
-    """p(x | context) as a ``torch.distributions.Distribution``.
+class ContextDistribution(Distribution):
+    """p(x | context): what the distributions of flows share.
 
-    ``batch_shape`` comes from the context, ``event_shape`` is ``(D,)``. Density and draws have gradients towards
-    x, the context and the parameters.
+    ``batch_shape`` comes from the context, ``event_shape`` is ``(D,)``.
     """
 
-    has_rsample = True
+    flow: Any
 
-    def __init__(self, flow: ConditionalFlow, context: Tensor | None):
+    def __init__(self, flow: Any, context: Tensor | None):
         self.flow = flow
         self.context = context
         batch = torch.Size() if context is None else context.shape[:-1]
@@ -160,15 +160,12 @@ class FlowDistribution(Distribution):
         """All of R^D."""
         return constraints.real_vector
 
-    def expand(self, batch_shape, _instance=None) -> FlowDistribution:
+    def expand(self, batch_shape, _instance=None) -> Self:
         """Return the distribution with its context expanded to ``batch_shape``."""
-        context = self.context
-        if context is not None:
-            context = context.expand(*batch_shape, context.shape[-1])
-        return FlowDistribution(self.flow, context)
+        return type(self)(self.flow, self.context_at(batch_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value | context) in nats; ``value: [*S, *batch, D]``, result ``[*S, *batch]``.
+    def shape_of(self, value: Tensor) -> torch.Size:
+        """Return the shape ``[*S, *batch]`` of the log-density of ``value: [*S, *batch, D]``.
 
         Raises
         ------
@@ -179,9 +176,28 @@ class FlowDistribution(Distribution):
             raise ValueError(
                 f"Expected trailing dimension {self.flow.targets} for targets; got shape {tuple(value.shape)}."
             )
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        value = value.expand(*shape, -1)
-        z, logdet = self.flow.bijection(value, self._context(shape))
+        return torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+
+    def context_at(self, shape: Sequence[int]) -> Tensor | None:
+        """Return the context expanded to ``[*shape, C]``; ``None`` for an unconditional flow."""
+        return None if self.context is None else self.context.expand(*shape, self.context.shape[-1])
+
+
+class FlowDistribution(ContextDistribution):
+    """p(x | context) of a :class:`ConditionalFlow`; all has gradients towards x, the context and the parameters."""
+
+    has_rsample = True
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(value | context) in nats; ``value: [*S, *batch, D]``, result ``[*S, *batch]``.
+
+        Raises
+        ------
+        ValueError
+            If the last dimension of ``value`` is not D.
+        """
+        shape = self.shape_of(value)
+        z, logdet = self.flow.bijection(value.expand(*shape, -1), self.context_at(shape))
         return self.flow.base.log_prob(z) + logdet
 
     def rsample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:
@@ -212,9 +228,4 @@ class FlowDistribution(Distribution):
         z = self.flow.base.sample(
             (*shape, self.flow.targets), generator=generator, dtype=like.dtype, device=like.device
         )
-        return z, self._context(shape)
-
-    def _context(self, shape: tuple[int, ...]) -> Tensor | None:
-        if self.context is None:
-            return None
-        return self.context.expand(*shape, self.context.shape[-1])
+        return z, self.context_at(shape)

@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from fluvial.core import Permutation
 from fluvial.errors import StudyError
 from fluvial.flows.build import architecture_options, build_flow
-from fluvial.flows.flow import AbstractFlow, ConditionalFlow
+from fluvial.flows.flow import AbstractFlow, ConditionalFlow, ContextDistribution
 from fluvial.flows.held import cannot_hold, hold, presence
-from fluvial.flows.trunk import TrunkedFlow
+from fluvial.flows.trunk import with_trunk
 from fluvial.nets import MLP
 
 #: Options of an architecture that its level networks share.
@@ -161,26 +161,12 @@ class MixedFlow(AbstractFlow):
         return one_hot if context is None else torch.cat((context, one_hot), -1)
 
 
-class MixedDistribution(Distribution):
+class MixedDistribution(ContextDistribution):
     """p(x, b | context); the last dimension holds N numbers (0 where absent), then K levels."""
 
     has_rsample = False
 
-    def __init__(self, flow: MixedFlow, context: Tensor | None):
-        self.flow = flow
-        self.context = context
-        batch = torch.Size() if context is None else context.shape[:-1]
-        super().__init__(batch, torch.Size((flow.targets,)), validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: a flow's parameters are free."""
-        return {}
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Numbers anywhere, levels on whole numbers."""
-        return constraints.real_vector
+    flow: MixedFlow
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value | context) in nats; ``value: [*S, *batch, N + K]``, result ``[*S, *batch]``.
@@ -191,12 +177,8 @@ class MixedDistribution(Distribution):
             If the last dimension of ``value`` is not N + K.
         """
         flow = self.flow
-        if value.shape[-1] != flow.targets:
-            raise ValueError(
-                f"Expected trailing dimension {flow.targets} for targets; got shape {tuple(value.shape)}."
-            )
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        context = None if self.context is None else self.context.expand(*shape, -1)
+        shape = self.shape_of(value)
+        context = self.context_at(shape)
         x, levels = value.expand(*shape, -1).split((flow.numbers, len(flow.levels.sizes)), -1)
         log_prob = flow.levels.log_prob(levels, context)
         if flow.flow is None:
@@ -220,7 +202,7 @@ class MixedDistribution(Distribution):
         """Draw, and return the log-density of each draw from the same pass; numbers have gradients, levels none."""
         flow = self.flow
         shape = (*sample_shape, *self.batch_shape)
-        context = None if self.context is None else self.context.expand(*shape, -1)
+        context = self.context_at(shape)
         like = next(flow.parameters())
         levels, log_prob = flow.levels.sample(shape, context, like=like, generator=generator)
         if flow.flow is None:
@@ -297,20 +279,21 @@ def build_mixed_flow(
     if not levels and not any(angles):
         return build_flow(architecture, targets=numbers, context=context, trunk=trunk, **options)
     if trunk:
-        if trunk < 0 or not context:
-            raise StudyError(
-                f"[flow] {architecture}: expected context columns with a trunk of {trunk} features."
-            )
-        flow = build_mixed_flow(
+        make = partial(
+            build_mixed_flow,
             architecture,
             numbers=numbers,
             levels=levels,
             holder=holder,
             angles=angles,
-            context=trunk,
             **options,
         )
-        return TrunkedFlow(flow, context=context, features=trunk)
+        try:
+            return with_trunk(lambda columns: make(context=columns), context=context, trunk=trunk)
+        except StudyError:
+            raise  # it names the architecture already
+        except ValueError as error:
+            raise StudyError(f"[flow] {architecture}: {error}") from error
     every = {name: default for name, (_, default) in architecture_options(architecture).items()} | options
     network = {k: every[k] for k in SHARED if k in every}
     chances = Levels(levels, context, **network)

@@ -13,12 +13,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from fluvial.core.triangular import squash, triangular_affine, triangular_parameters
 from fluvial.flows.amortized import Numbers, coordinates_first
-from fluvial.flows.flow import AbstractFlow
+from fluvial.flows.flow import AbstractFlow, ContextDistribution
 from fluvial.flows.transformer import check_sizes
 
 #: Log-weights before their softmax stay within ± this.
@@ -87,7 +86,7 @@ class MixtureOfGaussians(AbstractFlow):
         return squash(numbers[0], LOGIT_LIMIT).log_softmax(0), numbers[1:]
 
 
-class MixtureDistribution(Distribution):
+class MixtureDistribution(ContextDistribution):
     """p(x | context) of a :class:`MixtureOfGaussians`.
 
     ``batch_shape`` comes from the context, ``event_shape`` is ``(D,)``. ``log_prob`` has gradients towards x, the context
@@ -97,28 +96,7 @@ class MixtureDistribution(Distribution):
 
     has_rsample = False
 
-    def __init__(self, flow: MixtureOfGaussians, context: Tensor | None):
-        self.flow = flow
-        self.context = context
-        batch = torch.Size() if context is None else context.shape[:-1]
-        super().__init__(batch, torch.Size((flow.targets,)), validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the parameters are free."""
-        return {}
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """All of R^D."""
-        return constraints.real_vector
-
-    def expand(self, batch_shape, _instance=None) -> MixtureDistribution:
-        """Return the distribution with its context expanded to ``batch_shape``."""
-        context = self.context
-        if context is not None:
-            context = context.expand(*batch_shape, context.shape[-1])
-        return MixtureDistribution(self.flow, context)
+    flow: MixtureOfGaussians
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value | context) in nats; ``value: [*S, *batch, D]``, result ``[*S, *batch]``.
@@ -128,12 +106,8 @@ class MixtureDistribution(Distribution):
         ValueError
             If the last dimension of ``value`` is not D.
         """
-        if value.shape[-1] != self.flow.targets:
-            raise ValueError(
-                f"Expected trailing dimension {self.flow.targets} for targets; got shape {tuple(value.shape)}."
-            )
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        log_weight, numbers = self.flow.mixture(self._context(shape))
+        shape = self.shape_of(value)
+        log_weight, numbers = self.flow.mixture(self.context_at(shape))
         x = coordinates_first(value.expand(*shape, -1), log_weight.shape[-1])
         return self._log_prob(x, log_weight, numbers).t().reshape(shape)
 
@@ -157,7 +131,7 @@ class MixtureDistribution(Distribution):
             (*shape, self.flow.targets), generator=generator, dtype=like.dtype, device=like.device
         )
         u = torch.rand((*shape, 1), generator=generator, dtype=like.dtype, device=like.device)
-        log_weight, numbers = self.flow.mixture(self._context(shape))
+        log_weight, numbers = self.flow.mixture(self.context_at(shape))
         contexts = log_weight.shape[-1]
 
         # (the last sum is 1 but for rounding, so it is left out: u never goes beyond the last component)
@@ -174,9 +148,6 @@ class MixtureDistribution(Distribution):
         # (the clamp as in StandardNormal: the square stays finite)
         normal = -0.5 * z.clamp(-1e15, 1e15).square().sum(0) - 0.5 * math.log(2 * math.pi) * len(x)
         return (log_weight.unsqueeze(-1) + normal + logdet).logsumexp(0)
-
-    def _context(self, shape: tuple[int, ...]) -> Tensor | None:
-        return None if self.context is None else self.context.expand(*shape, -1)
 
 
 def spread_points(points: int, dim: int) -> Tensor:

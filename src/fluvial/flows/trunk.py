@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,8 +37,6 @@ class TrunkedFlow(AbstractFlow):
 
     def __init__(self, flow: AbstractFlow, *, context: int, features: int):
         super().__init__(targets=flow.targets, context=context)
-        if context == 0:
-            raise ValueError("Expected context columns with a trunk: it is a network of the context.")
         self.trunk = MLP(0, context, features, width=features, depth=DEPTH, residual=True, zero_start=False)
         self.flow = flow
         self.loss_is_nll = flow.loss_is_nll
@@ -61,3 +60,20 @@ class TrunkedFlow(AbstractFlow):
         checked = self.checked(context)
         assert checked is not None, "a trunk has at least one context column"
         return self.trunk(checked[..., :0], checked)
+
+
+def with_trunk(make: Callable[[int], AbstractFlow], *, context: int, trunk: int) -> AbstractFlow:
+    """Return ``make(context)``, or with ``trunk`` features that flow over them: ``make`` takes the number of columns.
+
+    Raises
+    ------
+    ValueError
+        If ``trunk`` is negative, or there is no context for it.
+    """
+    if trunk == 0:
+        return make(context)
+    if trunk < 0:
+        raise ValueError(f"Expected trunk to be 0 (none) or a number of features; got {trunk}.")
+    if context == 0:
+        raise ValueError("Expected context columns with a trunk: it is a network of the context.")
+    return TrunkedFlow(make(trunk), context=context, features=trunk)
