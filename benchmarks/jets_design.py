@@ -16,6 +16,7 @@ import argparse
 import math
 import multiprocessing
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from common import machine, markdown_table, versions, where_and_when, write_json
 from peers.work import WORKS
 
 from fluvial.apps.collider import simulator
-from fluvial.flows import build_flow
+from fluvial.flows import AbstractFlow, build_flow
 
 #: How often the loss is measured, in shares of a contender's budget.
 MOMENTS = 8
@@ -96,28 +97,36 @@ def train(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
     test = (x[-TEST_ROWS:], c[-TEST_ROWS:]) if not options.quick else (x[-1000:], c[-1000:])
     x, c = x[:-TEST_ROWS], c[:-TEST_ROWS]
     flow = build_flow("coupling-spline", targets=x.shape[1], context=c.shape[1], **contender.options)
-    optimizer = torch.optim.AdamW(flow.parameters(), weight_decay=1e-4, fused=True)
     budget = 60 * options.minutes * contender.share
-    spent, seen, curve = 0.0, 0, []
-    order = torch.randperm(len(x))
-    while spent < budget:
+    curve: list[dict[str, Any]] = []
+    for spent, seen in steps(flow, x, c, budget, contender.batch, contender.learning_rate):
+        if spent >= budget * (len(curve) + 1) / MOMENTS:
+            curve.append({"seconds": round(spent, 1), "rows": seen, "test NLL": loss(flow, *test)})
+    weights = sum(p.numel() for p in flow.parameters())
+    return {"who": contender.who, "weights": weights, "curve": curve, **curve[-1]}
+
+
+def steps(
+    flow: AbstractFlow, x: torch.Tensor, c: torch.Tensor, seconds: float, batch: int, learning_rate: float
+) -> Iterator[tuple[float, int]]:
+    """Train for so many seconds of processor time; after every step yield those spent and the rows seen."""
+    optimizer = torch.optim.AdamW(flow.parameters(), weight_decay=1e-4, fused=True)
+    spent, seen, order = 0.0, 0, torch.randperm(len(x))
+    while spent < seconds:
         began = time.process_time()
-        start = seen % (len(x) - contender.batch)
-        chosen = order[start : start + contender.batch]
-        rate = contender.learning_rate * 0.5 * (1 + math.cos(math.pi * spent / budget))
+        start = seen % (len(x) - batch)
+        chosen = order[start : start + batch]
+        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * spent / seconds)) * min(1.0, seen / (50 * batch))
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, seen / (50 * contender.batch))
+            group["lr"] = rate
         flow.train()
         optimizer.zero_grad(set_to_none=True)
         flow.backward(x[chosen], c[chosen])
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
         optimizer.step()
-        seen += contender.batch
+        seen += batch
         spent += time.process_time() - began
-        if spent >= budget * (len(curve) + 1) / MOMENTS:
-            curve.append({"seconds": round(spent, 1), "rows": seen, "test NLL": loss(flow, *test)})
-    weights = sum(p.numel() for p in flow.parameters())
-    return {"who": contender.who, "weights": weights, "curve": curve, **curve[-1]}
+        yield spent, seen
 
 
 @torch.no_grad()

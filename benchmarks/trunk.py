@@ -9,15 +9,13 @@ thread, over seeds. The loss is the mean of −log p of 10,000 test rows, in nat
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import machine, markdown_table, versions, where_and_when, write_json
-from jets_design import loss, prepared
+from jets_design import loss, prepared, steps
 
 from fluvial.apps.binaries import simulator
 from fluvial.flows import build_flow
@@ -44,21 +42,7 @@ def reached(x: torch.Tensor, c: torch.Tensor, trunk: int, seconds: float, seed: 
     test, x, c = (x[-TEST_ROWS:], c[-TEST_ROWS:]), x[:-TEST_ROWS], c[:-TEST_ROWS]
     architecture = default_architecture(x.shape[1])
     flow = build_flow(architecture, targets=x.shape[1], context=c.shape[1], trunk=trunk)
-    optimizer = torch.optim.AdamW(flow.parameters(), weight_decay=1e-4, fused=True)
-    spent, seen, order = 0.0, 0, torch.randperm(len(x))
-    while spent < seconds:
-        began = time.process_time()
-        chosen = order[(start := seen % (len(x) - BATCH)) : start + BATCH]
-        rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * spent / seconds)) * min(1.0, seen / (50 * BATCH))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        flow.train()
-        optimizer.zero_grad(set_to_none=True)
-        flow.backward(x[chosen], c[chosen])
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimizer.step()
-        seen += BATCH
-        spent += time.process_time() - began
+    *_, (_, seen) = steps(flow, x, c, seconds, BATCH, LEARNING_RATE)
     return loss(flow, *test), seen
 
 
