@@ -13,8 +13,8 @@ import pytest
 
 import fluvial
 from fluvial.cli import main
+from fluvial.conditional import ExtrapolationWarning
 from fluvial.data.readers import open_table, write_table
-from fluvial.density import ExtrapolationWarning
 from fluvial.errors import DataError, StudyError
 from fluvial.study import parse_study
 from fluvial.workflow.check import check_run

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.density import CHUNK
+from fluvial.conditional import CHUNK
 from fluvial.flows import build_flow
 from fluvial.flows.flow import AbstractFlow
 from peers.in_torch import TorchContender

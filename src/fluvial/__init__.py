@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fluvial.conditional import Conditional, ExtrapolationWarning
     from fluvial.data.schema import Column, Schema, Support
-    from fluvial.density import Conditional, Density, ExtrapolationWarning
+    from fluvial.density import Density
     from fluvial.errors import DataError, FluvialError, MissingExtraError, RunError, StudyError
     from fluvial.flows import (
         MAF,
@@ -37,7 +38,7 @@ _HOME = {
     "AbstractFlow": "fluvial.flows",
     "AutoregressiveSpline": "fluvial.flows",
     "Column": "fluvial.data.schema",
-    "Conditional": "fluvial.density",
+    "Conditional": "fluvial.conditional",
     "ConditionalFlow": "fluvial.flows",
     "ContinuousFlow": "fluvial.flows",
     "CouplingAffine": "fluvial.flows",
@@ -45,7 +46,7 @@ _HOME = {
     "DataError": "fluvial.errors",
     "Density": "fluvial.density",
     "DiagonalGaussian": "fluvial.flows",
-    "ExtrapolationWarning": "fluvial.density",
+    "ExtrapolationWarning": "fluvial.conditional",
     "FluvialError": "fluvial.errors",
     "FullGaussian": "fluvial.flows",
     "Gaussianization": "fluvial.flows",

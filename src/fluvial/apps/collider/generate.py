@@ -243,7 +243,7 @@ def _reconstruct(
         stable = (np.abs(piece.values["GenPart_pdgId"]) == 13) & (piece.values["GenPart_status"] == 1)
         generated = np.flatnonzero(stable)
     event = piece.event_of(wanted.generated)[generated]
-    from fluvial.density import ExtrapolationWarning
+    from fluvial.conditional import ExtrapolationWarning
 
     context = context_columns(piece, wanted, event, generated)
     drawn = {name: np.empty((len(event), folds)) for name in density.schema.target_names}
