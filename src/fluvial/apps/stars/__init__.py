@@ -1,0 +1,1 @@
+"""Stars: labels (effective temperature, gravity, metallicity) from spectra, with errors that can be trusted."""
