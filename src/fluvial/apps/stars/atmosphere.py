@@ -1,9 +1,10 @@
 r"""One layer of a stellar atmosphere: pressures, the continuous opacity of H⁻, and populations by Boltzmann and Saha.
 
-A line of a solar-type star forms about continuum optical depth :math:`\tau_l = 0.15`, at :math:`T_l = 0.91\,T_{eff}`. There the electron
-pressure follows from two conditions: hydrostatic equilibrium, :math:`P_g \simeq 1.6\, g\,\tau_l/\kappa(T, P_e)` with
-:math:`\kappa` that of H⁻ per gram, and the electrons that metals and hydrogen give, each by Saha's equation. Both are monotone in
-:math:`P_e`, which bisection finds for all stars at once.
+A line of a solar-type star forms about continuum optical depth :math:`\tau_l = 0.15`, at
+:math:`T_l = 0.91\,T_{eff}`. There the electron pressure follows from two conditions: hydrostatic equilibrium,
+:math:`P_g \simeq 1.6\, g\,\tau_l/\kappa(T, P_e)` with :math:`\kappa` that of H⁻ per gram, and the electrons that
+metals and hydrogen give, each by Saha's equation. Both are monotone in :math:`P_e`, which bisection finds for all
+stars at once.
 
 Sources: D. F. Gray, *The Observation and Analysis of Stellar Photospheres* (3rd ed. 2005), eqs. 8.11–8.12 for
 bound-free H⁻ (Wishart 1979) and table D.2 for partition functions; Asplund et al. (2009, ARA&A 47, 481) for solar
@@ -100,7 +101,7 @@ def layer(t_eff: Array, log_g: Array, fe_h: Array, alpha_fe: Array) -> Layer:
 
     >>> sun = layer(*(np.array([x]) for x in (5777.0, 4.44, 0.0, 0.0)))
     >>> round(float(np.log10(sun.gas_pressure[0])), 1), round(float(np.log10(sun.electron_pressure[0])), 1)
-    (4.6, 0.7)
+    (4.7, 0.7)
     """
     temperature = LINE_TEMPERATURE * t_eff
     donors = [

@@ -55,6 +55,8 @@ _PATTERN = {
     "La": (0.0, 0.0, 0.12),
     "Eu": (1.2, 0.0, 0.10),
 }
+_ERRORS = np.array([38.0, 0.10, 0.026])
+_ERROR_CORRELATION = np.array([[1.0, 0.6, 0.6], [0.6, 1.0, 0.4], [0.6, 0.4, 1.0]])
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,33 @@ def abundances(rng: np.random.Generator, labels: Labels) -> dict[str, Array]:
     return out
 
 
+def measured(rng: np.random.Generator, labels: Labels, snr: Array) -> tuple[Array, Array, Array]:
+    """Return Teff, log g and [Fe/H] as the pipeline of a survey measures them: the truth with errors like those of
+    GALAH.
+
+    At a signal-to-noise ratio of 50 they are 38 K, 0.10 and 0.026 dex, correlated (too hot goes with too heavy and
+    too rich in metals); larger at lower ratios, in stars that are hard to measure (cool, fast or poor in metals), and
+    2.2 times as large in one star of ten.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = draw(rng, 4000)
+    >>> t_eff, log_g, fe_h = measured(rng, labels, np.full(4000, 50.0))
+    >>> bool(38 < (t_eff - labels.t_eff).std() < 65)
+    True
+    """
+    stars = len(snr)
+    draws = rng.standard_normal((stars, 3)) @ np.linalg.cholesky(_ERROR_CORRELATION).T
+    hard = (
+        1
+        + 0.6 / (1 + np.exp((labels.t_eff - 4400.0) / 150.0))
+        + 0.6 / (1 + np.exp((labels.fe_h + 1.2) / 0.15))
+    )
+    hard += 0.5 / (1 + np.exp(-(labels.t_eff - 6400.0) / 100.0))
+    size = hard * np.sqrt(0.5 + 0.5 * (50.0 / snr) ** 2) * np.where(rng.random(stars) < 0.1, 2.2, 1.0)
+    error = draws * _ERRORS * size[:, None]
+    return labels.t_eff + error[:, 0], labels.log_g + error[:, 1], labels.fe_h + error[:, 2]
+
+
 def _populations(rng: np.random.Generator, stars: int) -> tuple[Array, Array, Array]:
     shares, *rest = (np.array(column) for column in zip(*_POPULATIONS, strict=True))
     which = rng.choice(len(shares), size=stars, p=shares)
@@ -129,7 +158,7 @@ def _populations(rng: np.random.Generator, stars: int) -> tuple[Array, Array, Ar
 
 
 def _main_sequence(evolved: Array, mass: Array, fe_h: Array) -> tuple[Array, Array, Array]:
-    """Log L, log Teff on the main sequence at a share of the lifetime; younger where the star would be older than 13 Gyr."""
+    """Log L, log Teff on the main sequence at a share of the lifetime; no star is older than 13 Gyr."""
     evolved = np.minimum(evolved, 13.0 / (10.0 * mass**-2.9 * 10 ** (0.12 * fe_h)))
     log_m = np.log10(mass)
     log_l = -0.15 + 4.6 * log_m - 0.20 * fe_h + 0.22 * evolved + 0.20 * evolved**3
@@ -162,7 +191,7 @@ def _clump(rng: np.random.Generator, mass: Array, fe_h: Array) -> tuple[Array, A
 
 
 def _branch(log_g: Array | float, mass: Array, fe_h: Array) -> Array:
-    """Log Teff on the red giant branch: 5,000 K at its foot, 4,600 K at log g = 2.5, 4,050 K at 1.0, of solar metallicity."""
+    """Log Teff on the red giant branch: solar: 5,000 K at its foot, 4,600 K at log g = 2.5, 4,050 K at 1."""
     below = 3.55 - np.asarray(log_g)
     t = (
         5000.0

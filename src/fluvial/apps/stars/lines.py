@@ -115,7 +115,7 @@ def line_list() -> LineList:
     >>> len(lines), lines.species[lines.nearest(6516.08)]
     (418, 'Fe II')
     """
-    text = resources.files(__package__).joinpath("lines.csv").read_text(encoding="utf-8")
+    text = resources.files("fluvial.apps.stars").joinpath("lines.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     return LineList(
         np.array([float(r["wavelength"]) for r in rows]),

@@ -6,6 +6,9 @@ green arm, tail to 200), less of it in the blue arm and where lines are deep, a 
 quite right, cosmic rays, dead pixels. The files are those that GALAH published for machine learning: ``spectra.npy``
 ``[n, 16384]`` float32 and ``labels.npy`` ``[n, 8]`` float64 with the columns mass [solar masses], age [Gyr], l_bol
 [solar luminosities], dist [kpc], t_eff [K], log_g, fe_h, SNR.
+
+As in GALAH, t_eff, log_g and fe_h are what a pipeline measured, with errors
+(:func:`fluvial.apps.stars.kiel.measured`); what is true of the stars is in ``_grid/truth.npy``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +49,13 @@ class Survey:
         flux: continuum-normalised, with noise, float32 ``[n, 16384]``.
         error: one standard deviation of the noise of each pixel, float32 ``[n, 16384]``.
         labels: float64 ``[n, 8]``, columns :data:`LABELS`.
+        truth: float64 ``[n, 3]``: the true t_eff, log_g and fe_h.
     """
 
     flux: Array
     error: Array
     labels: Array
+    truth: Array
 
 
 def simulate(rows: int, seed: int = 0, *, noise: bool = True) -> Survey:
@@ -70,7 +75,7 @@ def simulate(rows: int, seed: int = 0, *, noise: bool = True) -> Survey:
     """
     blocks = list(_blocks(_whole("rows", rows, 1), _whole("seed", seed, 0), noise))
     return Survey(
-        *(np.concatenate([getattr(b, name) for b in blocks]) for name in ("flux", "error", "labels"))
+        *(np.concatenate([getattr(b, name) for b in blocks]) for name in ("flux", "error", "labels", "truth"))
     )
 
 
@@ -110,10 +115,12 @@ def write(
             name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
             for name, (shape, kind) in shapes.items()
         }
+        truth = np.empty((rows, 3))
         done = 0
         for block in _blocks(rows, seed, noise):
             here = slice(done, done + len(block.labels))
             maps["spectra"][here], maps["labels"][here] = block.flux, block.labels
+            truth[here] = block.truth
             if errors:
                 maps["errors"][here] = block.error
             done = here.stop
@@ -124,6 +131,7 @@ def write(
         maps.clear()
         (temporary / "_grid").mkdir()
         np.save(temporary / "_grid" / "wavelength.npy", wavelengths())
+        np.save(temporary / "_grid" / "truth.npy", truth)
         about = _about(rows, seed, noise)
         (temporary / "_grid" / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -196,23 +204,23 @@ def _block(seed: int, number: int, count: int, noise: bool) -> Survey:
     )
     magnitude = rng.normal(13.1, 0.7, _BLOCK).clip(9.0, 14.5)
     distance = 10 ** ((magnitude - (4.75 - 2.5 * np.log10(labels.l_bol)) + 5) / 5) / 1000
+    true = np.stack([labels.t_eff, labels.log_g, labels.fe_h], axis=1)
+    measured = kiel.measured(rng, labels, snr)
     table = np.stack(
-        [labels.mass, labels.age, labels.l_bol, distance, labels.t_eff, labels.log_g, labels.fe_h, snr],
+        [labels.mass, labels.age, labels.l_bol, distance, *measured, snr],
         axis=1,
     )
     # Stars of a block are independent of one another, but for the random numbers: all are drawn, then those needed made
     stars = _first(stars, count)
     flux = spectra(stars)
     error = _errors(flux, snr[:count], labels.t_eff[:count])
-    _observe(flux, error, np.random.Generator(np.random.SFC64([_DOMAIN, seed, number, 1])), noise)
-    return Survey(flux, error, table[:count])
+    _observe(flux, error, [_DOMAIN, seed, number], noise)
+    return Survey(flux, error, table[:count], true[:count])
 
 
 def _first(stars: Stars, count: int) -> Stars:
-    arrays = (stars.t_eff, stars.log_g, stars.fe_h)
-    rest = (stars.v_sin_i, stars.velocity, stars.resolution)
-    mixture = {element: values[:count] for element, values in stars.abundances.items()}
-    return Stars(*(a[:count] for a in arrays), mixture, *(a[:count] for a in rest))
+    cut = {f.name: getattr(stars, f.name)[:count] for f in fields(stars) if f.name != "abundances"}
+    return Stars(**cut, abundances={element: values[:count] for element, values in stars.abundances.items()})
 
 
 def _rotation(rng: np.random.Generator, labels: kiel.Labels) -> Array:
@@ -236,28 +244,29 @@ def _errors(flux: Array, snr: Array, t_eff: Array) -> Array:
     return error
 
 
-def _observe(flux: Array, error: Array, rng: np.random.Generator, noise: bool) -> None:
-    """Add to spectra, in place, what the spectrograph and the reduction do."""
-    stars = len(flux)
-    arms = flux.reshape(stars, len(ARMS), ARM_PIXELS)
+def _observe(flux: Array, error: Array, seeds: list[int], noise: bool) -> None:
+    """Add to spectra, in place, what the spectrograph and the reduction do; each star has random numbers of its own."""
     x = np.linspace(-1, 1, ARM_PIXELS, dtype=np.float32)
     wiggle = np.stack([np.ones_like(x), x, 1.5 * x**2 - 0.5, np.sin(6 * x), np.cos(9 * x)])
-    size = 0.0025 + 0.10 * error.reshape(arms.shape).mean(axis=2, keepdims=True)
-    each = rng.standard_normal((stars, len(ARMS), len(wiggle)), dtype=np.float32) * size * 0.5
-    arms *= 1 + each.astype(np.float32) @ wiggle
-    if not noise:
-        return
-    draw = rng.standard_normal(flux.shape, dtype=np.float32)
-    draw *= error
-    flux += draw
-    for star in range(stars):
-        hits = rng.integers(0, flux.shape[1], rng.poisson(3.0))  # what the removal of cosmic rays left
+    draw = np.empty(flux.shape[1], dtype=np.float32)
+    for star in range(len(flux)):
+        rng = np.random.Generator(np.random.SFC64([*seeds, star, 1]))
+        arms = flux[star].reshape(len(ARMS), ARM_PIXELS)
+        size = 0.00125 + 0.05 * error[star].reshape(arms.shape).mean(axis=1, keepdims=True)
+        each = rng.standard_normal((len(ARMS), len(wiggle)), dtype=np.float32) * size
+        arms *= 1 + each.astype(np.float32) @ wiggle
+        if not noise:
+            continue
+        rng.standard_normal(out=draw, dtype=np.float32)
+        draw *= error[star]
+        flux[star] += draw
+        hits = rng.integers(0, len(draw), rng.poisson(3.0))  # what the removal of cosmic rays left
         flux[star, hits] += rng.exponential(0.12, len(hits)).astype(np.float32)
-        dead = rng.integers(0, flux.shape[1], rng.poisson(1.0))
-        for pixel in dead:  # bad columns, interpolated over badly by the reduction
+        for pixel in rng.integers(0, len(draw), rng.poisson(1.0)):  # bad columns, patched by the reduction
             flux[star, pixel : pixel + 3] = 1.0
             error[star, pixel : pixel + 3] *= 5.0
-    np.clip(flux, -0.2, 1.6, out=flux)
+    if noise:
+        np.clip(flux, -0.2, 1.6, out=flux)
 
 
 def _whole(name: str, value: int, least: int) -> int:

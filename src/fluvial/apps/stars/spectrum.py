@@ -53,7 +53,7 @@ One number for all lines: it brings the equivalent widths of the Sun to the meas
 _DAMPING = 0.5  # of Unsöld's constant: damped wings form higher than the layer, where the pressure is lower
 _SUN = 5777.0
 _BALMER = {"Hα": (6562.797, 2.6e-29, 2), "Hβ": (4861.323, 1.3e-29, 0)}
-"""Centre [Å], Stark constant [cm² Å^2.5 per electron/cm³], arm. The constants give the Sun's equivalent widths, 4.0 and 3.7 Å."""
+"""Centre [Å], Stark constant [cm² Å^2.5 per electron/cm³], arm. They give the Sun 4.0 and 3.7 Å."""
 
 
 @functools.cache
@@ -96,7 +96,7 @@ class Stars:
 
 @dataclass(frozen=True)
 class Strengths:
-    """Lines of stars, each ``[stars, lines]``: equivalent width [Å], Gaussian and Lorentzian full widths at half maximum [Å]."""
+    """Lines of stars: equivalent width, Gaussian and Lorentzian full widths at half maximum [Å], ``[stars, lines]``."""
 
     width: Array
     gauss: Array
@@ -104,7 +104,7 @@ class Strengths:
 
 
 def microturbulence(t_eff: Array, log_g: Array) -> Array:
-    """Return the microturbulence [km/s]: 1.1 in the Sun, 1.5 in a red giant, 1.7 at 6,500 K (form of the Gaia-ESO relation)."""
+    """Return the microturbulence [km/s]: 1.1 in the Sun, 1.5 in a red giant, 1.7 at 6,500 K."""
     t = np.clip(t_eff, 4000.0, 7000.0) - 5500.0
     return np.clip(1.05 + 2.2e-4 * t + 1.5e-7 * t**2 + 0.25 * (4.3 - log_g), 0.7, 2.5)
 
