@@ -97,9 +97,10 @@ def summarise(
     levels = tuple(float(_probability(level, "level of a region")) for level in levels)
     for level in levels:
         if number * (1 - level) < _OUTSIDE - 1e-9:
+            least = math.ceil(_OUTSIDE / (1 - level) - 1e-9)
             raise DataError(
-                f"summaries: a region of level {level:g} needs at least {math.ceil(_OUTSIDE / (1 - level) - 1e-9)} draws; "
-                f"got {number}. Draw more, or ask for a lower level."
+                f"summaries: a region of level {level:g} needs at least {least} draws; got {number}. "
+                "Draw more, or ask for a lower level."
             )
     if number < 2:
         raise DataError(f"summaries: expected at least 2 draws a context; got {number}.")
@@ -128,7 +129,15 @@ def summarise(
         return array.reshape(*contexts, *array.shape[1:])
 
     return Summary(
-        *map(shaped, (mean, std, covariance, quantiles, central, highest)), probabilities, levels, number
+        shaped(mean),
+        shaped(std),
+        shaped(covariance),
+        shaped(quantiles),
+        shaped(central),
+        shaped(highest),
+        probabilities,
+        levels,
+        number,
     )
 
 
@@ -147,8 +156,9 @@ def plain_draws(draws: Any) -> np.ndarray:
 def density_threshold(log_prob: np.ndarray, levels: Sequence[float] = LEVELS) -> np.ndarray:
     r"""Return the log-densities above which the joint regions of highest density lie, ``[*contexts, L]``.
 
-    The region of level a is :math:`\{x: \log p(x) \ge t_a\}` with :math:`P(\log p(X) \ge t_a) = a`, so :math:`t_a` is the 1 − a
-    quantile of the log-densities of the draws themselves (Hyndman 1996, Am. Stat. 50, 120), ``log_prob [*contexts, S]``.
+    The region of level a is :math:`\{x: \log p(x) \ge t_a\}` with :math:`P(\log p(X) \ge t_a) = a`, so
+    :math:`t_a` is the 1 − a quantile of the log-densities of the draws themselves (Hyndman 1996, Am. Stat. 50, 120),
+    ``log_prob [*contexts, S]``.
     A point x is in the region if its log-density is at least the threshold.
 
     >>> z = np.random.default_rng(0).normal(size=100_000)
