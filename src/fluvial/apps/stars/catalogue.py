@@ -8,10 +8,9 @@ Columns, for each target such as ``t_eff`` (all of them float64, in the target's
 ``t_eff_lo68``, ``t_eff_hi68``  ends of the 68 % region of highest density; 95 % alike
 ``cov_t_eff_log_g``, …          covariances, one for each pair
 ``log_p68``, ``log_p95``        with ``joint``: log-densities above which the joint 68 and 95 % regions lie
-``distance``                    root mean square of the standardised pixels: about 1 for a spectrum like those of
-training ``novelty``                     probability that a spectrum like those of training is as unlike them as this
-one;
-                                NaN where the run has no novelty score
+``distance``                    root mean square of the standardised pixels; about 1 is usual
+``novelty``                     p-value of the run's novelty score, small for a spectrum unlike those of training; NaN
+                                where the run has none
 ``flags``                       the sum of :class:`Flag` values; 0 is good
 ==============================  ====================================================================================
 
@@ -368,13 +367,14 @@ class _Writer:
 
     def _write_fits(self) -> None:
         joined = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        out = table(
-            joined, meta={key.upper()[:8]: value for key, value in self._about().items() if key != "flags"}
-        )
-        for name in joined:
-            if unit := self._unit(name):
-                out[name].unit = unit
-        out.write(self.temporary, format="fits")
+        fits: Any = optional_module("astropy.io.fits", "fits")
+        unit = fits.table_to_hdu(optional_module("astropy.table", "fits").Table(joined))
+        for number, name in enumerate(joined, 1):
+            unit.header[f"TUNIT{number}"] = self._unit(name)
+        unit.header["EXTNAME"] = "STARS"
+        for key, value in self._about().items():
+            unit.header.add_history(f"{key}: {value}")
+        unit.writeto(self.temporary)
 
     def _unit(self, name: str) -> str:
         target = next(
