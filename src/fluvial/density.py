@@ -179,8 +179,8 @@ class Density:
             if far.any():
                 warnings.warn(
                     f"{column.name}: {int(far.sum())} of {far.size} arrays are unlike those of the table: "
-                    f"{of[far][0]:.3g} standard deviations from their mean, where those are {low:.3g} to {high:.3g}: what "
-                    "the density says there is a guess. Are they in the same units, and normalised in the same way?",
+                    f"{of[far][0]:.3g} standard deviations from their mean, where those are {low:.3g} to {high:.3g}: "
+                    "what the density says there is a guess. Are they in the same units, and normalised in the same way?",
                     ExtrapolationWarning,
                     stacklevel=5,
                 )

@@ -2,9 +2,9 @@ r"""Flows over array-valued contexts: an encoder, evaluated once per context, an
 
 .. math:: p(x \mid c, a) = p\bigl(x \mid c, e(a)\bigr)
 
-with scalars c and arrays a (a spectrum, its errors), which arrive side by side in one tensor: the coded scalars first, then
-the arrays one after the other, in their units. Arrays of one length are the channels of one encoder; every other length
-has an encoder of its own.
+with scalars c and arrays a (a spectrum, its errors), which arrive side by side in one tensor: the coded scalars first,
+then the arrays one after the other, in their units. Arrays of one length are the channels of one encoder; every other
+length has an encoder of its own.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class EncodedFlow(AbstractFlow):
         self.flow.calibrate(x, self._features(context))
 
     def distances(self, arrays: Sequence[Tensor]) -> list[Tensor]:
-        """Return how far arrays ``[*batch, length]``, in units, lie from the mean: the root mean square of their pixels."""
+        """Return how far arrays ``[*batch, length]``, in units, lie from the mean: the root mean square of pixels."""
         pairs = zip(self.inputs, arrays, strict=True)
         return [module(array).square().mean(-1).sqrt() for module, array in pairs]
 

@@ -99,7 +99,7 @@ class AbstractFlow(nn.Module):
         return any(isinstance(m, (BatchNorm, nn.BatchNorm1d)) for m in self.modules())
 
     def use_bf16(self, on: bool) -> None:
-        """Let conditioners and encoders multiply in bfloat16 while they train, or not; all else stays in its own precision.
+        """Let conditioners and encoders multiply in bfloat16 while they train, or not; all else stays as it is.
 
         For a GPU, or a CPU with instructions for bfloat16; anywhere else it is slower.
         """

@@ -3,8 +3,8 @@ r"""Point regression as a density: a mean from the context, and one covariance f
 .. math:: p(x \mid c) = \mathcal N\bigl(x;\, \mu(c),\, \Sigma\bigr)
 
 The mean is trained by least squares on the standardised targets, as a regression is; the covariance is that of the
-residuals on the validation rows, which have not been trained on, set anew whenever these are measured. So it says what such
-a regression can honestly say, and is compared with a density by the same log-probability.
+residuals on the validation rows, which have not been trained on, set anew whenever these are measured. So it says what
+such a regression can honestly say, and is compared with a density by the same log-probability.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ DEFAULT = "spectrum"
 class Encoder(nn.Module):
     """What every encoder is: ``x: [n, channels, length]`` to ``[n, features]``.
 
-    A subclass makes its layers and defines :meth:`encode`. Its keyword options become keys under ``[encoder]`` of a study.
+    A subclass makes its layers and defines :meth:`encode`. Its keyword options become keys under ``[encoder]`` of a
+    study.
 
     Parameters
     ----------
@@ -104,6 +105,9 @@ class SpectrumEncoder(Encoder):
         dropout: float = 0.1,
     ):
         super().__init__(channels, length, features)
+        for name, value in {"patch": patch, "width": width, "rank": rank}.items():
+            if value < 1:
+                raise ValueError(f"Expected {name} of at least 1; got {value}.")
         self.patch = min(patch, length)
         self.patches = math.ceil(length / self.patch)
         self.embed = nn.Linear(channels * self.patch, width)
@@ -229,14 +233,21 @@ def _convolutions(channels: int, widths: list[int], kernel: int, *, last_pool: n
     for i, width in enumerate(widths):
         before = widths[i - 1] if i else channels
         pool = nn.MaxPool1d(2) if i < len(widths) - 1 else last_pool
-        layers += [nn.Conv1d(before, width, kernel, padding=kernel // 2), nn.ReLU(), pool]
+        layers += [_rectified(nn.Conv1d(before, width, kernel, padding=kernel // 2)), nn.ReLU(), pool]
     return nn.Sequential(*layers)
 
 
 def _dense(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
-    )
+    first = _rectified(nn.Linear(inputs, hidden))
+    return nn.Sequential(first, nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
+
+
+def _rectified(layer: nn.Conv1d | nn.Linear) -> nn.Module:
+    """Start a layer before a rectifier at the scale that keeps variances (He et al. 2015, arXiv:1502.01852)."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 ENCODERS: dict[str, type[Encoder]] = {"spectrum": SpectrumEncoder, "cnn": CNN, "tiny-cnn": TinyCNN}
