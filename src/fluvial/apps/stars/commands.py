@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fluvial.apps.stars.evaluate import Evaluation
 
 app = typer.Typer(
     name="stars",
@@ -142,3 +145,76 @@ def catalogue(
             sys.stdout.write(f"{count:8,}  {name.replace('_', ' ')}\n")
     for note in done.notes:
         sys.stderr.write(f"note: {note}\n")
+
+
+Wavelength = Annotated[
+    Path | None,
+    typer.Option(help="Wavelengths [Å] of the pixels: an npy file.", show_default="_grid/ of the data"),
+]
+Star = Annotated[
+    int | None,
+    typer.Option(min=0, help="Which test star's posterior is drawn.", show_default="a typical one"),
+]
+
+
+@app.command()
+def figures(
+    run: Annotated[Path, typer.Argument(help="A run folder on spectra.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write into.", show_default="RUN/figures")
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", "-n", min=40, help="Draws for each star.")] = 1000,
+    star: Star = None,
+    wavelength: Wavelength = None,
+    most: Annotated[
+        int | None, typer.Option(min=20, help="Test stars to look at.", show_default="all")
+    ] = None,
+) -> None:
+    """Draw predictions, pulls, coverage, one posterior, and the wavelengths that carry the information."""
+    from fluvial.apps.stars.figures import figures, load_run
+
+    folder = out or run / "figures"
+    loaded = load_run(run, most=most, wavelength=wavelength)
+    found, paths = figures(loaded, folder, draws=draws, star=star)
+    _scores({loaded.name: found}, loaded.density.schema.target_names)
+    sys.stdout.write(f"{len(paths) - 1} figures and {paths[-1]}\n")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders on the same stars.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("compared"),
+    draws: Annotated[int, typer.Option("--draws", "-n", min=40, help="Draws for each star.")] = 1000,
+    star: Star = None,
+    most: Annotated[
+        int | None, typer.Option(min=20, help="Test stars to look at.", show_default="all")
+    ] = None,
+) -> None:
+    """Set runs side by side on the same test stars: scores, and one star's posterior in all of them."""
+    from fluvial.apps.stars.figures import compare, load_run
+
+    loaded = [load_run(run, most=most) for run in runs]
+    found = compare(loaded, out, draws=draws, star=star)
+    _scores(found, loaded[0].density.schema.target_names)
+    sys.stdout.write(f"{out / 'scores.png'}, {out / 'corner.png'}\n")
+
+
+def _scores(found: dict[str, Evaluation], names: list[str]) -> None:
+    """Print what test stars say of densities."""
+    width = max(map(len, found))
+    for who, one in found.items():
+        nll, error = one.nll
+        joint = ", ".join(f"{100 * one.joint_coverage(a)[0]:.1f} %" for a in (0.68, 0.95))
+        sys.stdout.write(
+            f"{who:{width}}  −log p {nll:.4f} ± {error:.4f} nats; joint 68 and 95 % regions hold {joint} of {len(one.truth):,} stars\n"
+        )
+        for j, name in enumerate(names):
+            mean, wide, steep = (
+                tuple(v[j] for v in pair) for pair in (one.pull_mean, one.pull_width, one.slope)
+            )
+            held = [one.coverage(a)[0][j] for a in (0.68, 0.95)]
+            line = (
+                f"{'':{width}}  {name:8}  R² {one.r_squared[j]:.4f}  rms {one.rms[j]:<8.4g}  pull {mean[0]:+.3f} ± {mean[1]:.3f}, "
+                f"width {wide[0]:.3f} ± {wide[1]:.3f}  coverage {100 * held[0]:.1f} %, {100 * held[1]:.1f} %  slope {steep[0]:+.4f}"
+            )
+            sys.stdout.write(line.replace("-", "−") + "\n")
