@@ -4,10 +4,10 @@ The predicted mean of a label is a function m(f) of the flux in every pixel. Its
 
 .. math:: r_p = \frac{\partial m}{\partial f_p},
 
-in K (or dex) per unit of flux; where a line deepens with a label, r is negative in it. How much a pixel tells is its response times how
-much it varies from star to star, :math:`I_p = \sqrt{\langle r_p^2 \rangle}\,\sigma_p`, the mean over stars (gradient times
-input scale; Simonyan, Vedaldi & Zisserman 2014, arXiv:1312.6034). A pixel that carries what its neighbours carry as well may
-have a small response though it is no less informative: read it as what *this network* looks at.
+in K (or dex) per unit of flux. How much a pixel tells is its response times how much it varies from star to star,
+:math:`I_p = \sqrt{\langle r_p^2 \rangle}\,\sigma_p`, the mean over stars (gradient times input scale; Simonyan, Vedaldi &
+Zisserman 2014, arXiv:1312.6034). A pixel that carries what its neighbours carry as well may have a small response though
+it is no less informative: read it as what *this network* looks at.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Attribution:
 
     Attributes:
         response: mean gradient ``[D, L]``, in the label's unit per unit of flux.
-        information: ``[D, L]``, root mean square of the gradient times the spread of the pixel over stars, in the label's unit.
+        information: ``[D, L]``, root mean square of the gradient times the spread of the pixel, in the label's unit.
         mean: mean spectrum ``[L]``.
         stars: how many were averaged.
     """

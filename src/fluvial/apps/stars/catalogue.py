@@ -92,7 +92,7 @@ def catalogue(
             :func:`~fluvial.apps.stars.observed.load_spectra` reads.
         out: a file that ends in ``.parquet`` or ``.fits``.
         draws: at each star.
-        seed: of the draws; a star's draws depend on its place in the source alone.
+        seed: of the draws; the same seed and source give the same catalogue.
         joint: add ``log_p68`` and ``log_p95``.
         keep: scalar columns of the source to carry over.
         progress: called with the stars done and their number.

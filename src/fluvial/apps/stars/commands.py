@@ -67,7 +67,7 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")],
     grid: Annotated[
         Path | None,
-        typer.Option(help="Wavelengths [Å] to resample to: an npy file, such as _grid/wavelength.npy."),
+        typer.Option(help="What to resample to: an npy file of wavelengths [Å], or spectra that have them."),
     ] = None,
     normalise: Annotated[bool, typer.Option("--normalise", help="Divide by a pseudo-continuum.")] = False,
     window: Annotated[float, typer.Option(min=1.0, help="Width [Å] of the windows it is made in.")] = 60.0,
@@ -82,13 +82,16 @@ def prepare(
     """Bring spectra of many files onto one grid: spectra.npy, errors.npy and labels, ready for a study or a catalogue."""
     import numpy as np
 
-    from fluvial.apps.stars.observed import prepare
+    from fluvial.apps.stars.observed import load_spectra, prepare
     from fluvial.errors import DataError
 
-    try:
-        wavelengths = None if grid is None else np.load(grid, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"--grid: {grid} is no npy file of wavelengths ({error})") from error
+    wavelengths = None
+    if grid is not None:
+        wavelengths = (
+            np.load(grid, allow_pickle=False) if grid.suffix == ".npy" else load_spectra(grid).wavelength
+        )
+        if wavelengths is None:
+            raise DataError(f"--grid: {grid} does not say its wavelengths")
     facts = prepare(
         list(sources),
         out,
@@ -205,16 +208,14 @@ def _scores(found: dict[str, Evaluation], names: list[str]) -> None:
     for who, one in found.items():
         nll, error = one.nll
         joint = ", ".join(f"{100 * one.joint_coverage(a)[0]:.1f} %" for a in (0.68, 0.95))
-        sys.stdout.write(
-            f"{who:{width}}  −log p {nll:.4f} ± {error:.4f} nats; joint 68 and 95 % regions hold {joint} of {len(one.truth):,} stars\n"
-        )
+        sys.stdout.write(f"{who:{width}}  −log p {nll:.4f} ± {error:.4f} nats; ")
+        sys.stdout.write(f"joint 68 and 95 % regions hold {joint} of {len(one.truth):,} stars\n")
         for j, name in enumerate(names):
             mean, wide, steep = (
                 tuple(v[j] for v in pair) for pair in (one.pull_mean, one.pull_width, one.slope)
             )
-            held = [one.coverage(a)[0][j] for a in (0.68, 0.95)]
-            line = (
-                f"{'':{width}}  {name:8}  R² {one.r_squared[j]:.4f}  rms {one.rms[j]:<8.4g}  pull {mean[0]:+.3f} ± {mean[1]:.3f}, "
-                f"width {wide[0]:.3f} ± {wide[1]:.3f}  coverage {100 * held[0]:.1f} %, {100 * held[1]:.1f} %  slope {steep[0]:+.4f}"
-            )
+            held = ", ".join(f"{100 * one.coverage(a)[0][j]:.1f} %" for a in (0.68, 0.95))
+            pull = f"pull {mean[0]:+.3f} ± {mean[1]:.3f}, width {wide[0]:.3f} ± {wide[1]:.3f}"
+            line = f"{'':{width}}  {name:8}  R² {one.r_squared[j]:.4f}  rms {one.rms[j]:<8.4g}  {pull}  "
+            line += f"coverage {held}  slope {steep[0]:+.4f}"
             sys.stdout.write(line.replace("-", "−") + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,10 +52,10 @@ def information(
     if len(x) != length:
         raise DataError(f"information: expected wavelengths [{length}], one a pixel; got {list(x.shape)}")
     ends = [0, *(np.flatnonzero(np.diff(x) > GAP) + 1).tolist(), length]
-    arms = [(a, b) for a, b in zip(ends, ends[1:], strict=False) if b - a > 2]
+    arms = [(a, b) for a, b in itertools.pairwise(ends) if b - a > 2]
     if wavelength is None or len(arms) == 1:  # one long stretch is easier to read in rows
         cuts = np.linspace(0, length, 5).astype(int)
-        arms = list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
+        arms = list(itertools.pairwise(cuts.tolist()))
     grid = style.grid(
         len(arms), 1, (0.85, 0.30 * len(columns)), width=style.WIDTH, title=0.55, head=0.3, left=0.75
     )
@@ -177,7 +178,7 @@ def figures(
 ) -> tuple[Evaluation, list[Path]]:
     """Write every figure of a run as PNG, and a page of them; return what they show, and the paths.
 
-    ``star`` is the place in the test split of the star whose posterior is drawn; left out, one in the middle of the labels.
+    ``star`` is the place in the test split of the star whose posterior is drawn; left out, one in the middle.
     """
     out.mkdir(parents=True, exist_ok=True)
     density, columns = run.density, run.density.schema.targets
@@ -254,8 +255,8 @@ def compare(
             run.table, first.table
         ):
             raise RunError(
-                f"{run.folder.path} and {first.folder.path} have not the same test stars; fit both on the same data with the "
-                "same seed and split."
+                f"{run.folder.path} and {first.folder.path} have not the same test stars; fit both on the same data, "
+                "with the same seed and split."
             )
     found = {
         name: evaluate(run.density, run.table, draws=draws, seed=seed)

@@ -177,7 +177,12 @@ def normalise(
     continuum = np.empty_like(rows)
     ends = [0, *(np.flatnonzero(np.diff(grid) > gap) + 1).tolist(), len(grid)]
     for start, stop in itertools.pairwise(ends):
-        continuum[:, start:stop] = _stretch(grid[start:stop], rows[:, start:stop], window, quantile)
+        part = slice(start, stop)
+        rough = _stretch(grid[part], rows[:, part], window, quantile)
+        # A slope within a window lifts its quantile; what the first pass has flattened has none.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            flat = np.where(rough > 0, rows[:, part] / rough, np.nan)
+        continuum[:, part] = rough * _stretch(grid[part], flat, window, quantile)
     continuum[~(continuum > 0)] = np.nan
     return (rows / continuum).reshape(values.shape), continuum.reshape(values.shape)
 
