@@ -11,9 +11,9 @@ encoders     the ``spectrum`` encoder against ``tiny-cnn`` (and ``cnn``): spectr
 summaries    10,000 spectra with 1,000 draws each: a catalogue, against the way of the original, which runs the
              encoder once for every draw
 miles        5-fold cross-validation on real stars (``--data FILE``, an npz of the MILES library)
-jammy        the original's model, jammy_flows behind a convolutional encoder, for the same minutes
-             (``--jammy PYTHON``, an interpreter that has it)
 ============ ======================================================================================================
+
+(jammy_flows, on which the original is built, is not on the package registry, so it is not among the contenders.)
 
 Runs that lie in ``DIR/runs`` are loaded; ``--retrain`` fits them again. ``--quick`` takes about a minute, on fewer stars.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import time
 import tomllib
 from collections.abc import Callable
@@ -49,7 +48,7 @@ STUDY = HERE.parent / "studies" / "stars.toml"
 HEADS = ("point", "diagonal-gaussian", "full-gaussian", "gaussianization", "coupling-spline")
 FULL_FLOW = "gaussianization"
 LABELS = ("t_eff", "log_g", "fe_h")
-PARTS = ("heads", "encoders", "summaries", "miles", "jammy")
+PARTS = ("heads", "encoders", "summaries", "miles")
 
 
 @dataclass
@@ -314,57 +313,6 @@ def _fit_miles(bench: Bench, folder: Path, k: int) -> Path:
     return run
 
 
-def jammy(bench: Bench) -> None:
-    """The original's model in its own environment, on the same training stars for the minutes of the full flow."""
-    if bench.options.jammy is None:
-        print(
-            "jammy: left out; jammy_flows needs an environment of its own: give its interpreter with --jammy PYTHON"
-        )
-        return
-    density, record = bench.fit(FULL_FLOW, {"flow": {"architecture": FULL_FLOW}})
-    run = bench.options.folder / "runs" / FULL_FLOW
-    _, _, rows = rows_of_run(run)
-    indices = bench.options.folder / "split.npz"
-    np.savez(indices, train=rows.split.train, validation=rows.split.validation, test=rows.split.test)
-    seconds = 20.0 if bench.options.quick else record["timings"]["training"]
-    command = [
-        str(bench.options.jammy), str(HERE / "peers" / "jammy.py"),
-        str(bench.stars.resolve()), str(indices), str(seconds),
-    ]  # fmt: skip
-    answer = subprocess.run(command, check=False, capture_output=True, text=True)
-    if answer.returncode:
-        print(f"jammy: left out; its process failed:\n{answer.stderr[-2000:]}")
-        return
-    theirs = json.loads(answer.stdout.splitlines()[-1])
-    table = unseen(run)
-    ours = evaluate(density, table, draws=100)
-    nll, error = ours.nll
-    bench.add("jammy", "test NLL", "fluvial", nll, "nats", error=error, seconds=record["timings"]["training"])
-    bench.add(
-        "jammy",
-        "test NLL",
-        "jammy_flows",
-        theirs["nll"],
-        "nats",
-        error=theirs["error"],
-        seconds=theirs["seconds"],
-    )
-    contenders = (
-        (FULL_FLOW, nll, error, record["timings"]["training"], record["training"]["epochs"]),
-        (theirs["model"], theirs["nll"], theirs["error"], theirs["seconds"], theirs["epochs"]),
-    )
-    lines = [
-        {
-            "model": who,
-            "test NLL": f"{value:.3f} ± {sigma:.3f}",
-            "training [s]": round(seconds, 1),
-            "epochs": epochs,
-        }
-        for who, value, sigma, seconds, epochs in contenders
-    ]
-    bench.text += ["## The original's model, for the same time", "", markdown_table(lines), ""]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -379,7 +327,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8914)
     parser.add_argument("--minutes", type=float, default=10.0, help="for each encoder")
     parser.add_argument("--data", type=Path, help="the MILES library: an npz file")
-    parser.add_argument("--jammy", type=Path, help="a Python that has jammy_flows")
     parser.add_argument("--retrain", action="store_true", help="fit runs again that are there")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -395,7 +342,7 @@ def main() -> None:
         simulator.write(bench.stars, options.rows, seed=1)
         bench.add("simulate", "stars", "fluvial", options.rows / (time.perf_counter() - began), "spectra/s")
     work: dict[str, Callable[[Bench], None]] = {
-        "heads": heads, "encoders": encoders, "summaries": summaries, "miles": miles, "jammy": jammy,
+        "heads": heads, "encoders": encoders, "summaries": summaries, "miles": miles,
     }  # fmt: skip
     for part in options.parts:
         work[part](bench)
