@@ -279,3 +279,42 @@ def test_runs_on_other_stars_are_not_compared(runs):
     a, b = load_run(runs / "plain"), load_run(runs / "plain", most=20)
     with pytest.raises(RunError, match="not the same test stars"):
         compare([a, b], runs.parent / "out", draws=60)
+
+
+def test_the_report_shows_predictions(runs):
+    fluvial.check_run(runs / "plain")
+    page = fluvial.report_run(runs / "plain").read_text(encoding="utf-8")
+    assert "Predictions" in page
+    assert "the normal fitted to it" in page
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("label", r"t_eff.*missing|t_eff.*finite|t_eff.*NaN"),
+        ("pixel", r"spectra.*(missing|finite|NaN)"),
+        ("constant", r"spectra.*(nothing to learn|every number)"),
+    ],
+)
+def test_a_faulty_training_table_is_said(tmp_path, fault, words):
+    flux, t_eff, log_g = spectra(np.random.default_rng(1), 60)
+    if fault == "label":
+        t_eff[[3, 7]] = np.nan
+    if fault == "pixel":
+        flux[5, 10:12] = np.nan
+    if fault == "constant":
+        flux[:] = 1.0
+    write(tmp_path / "data", flux, t_eff, log_g)
+    study = tmp_path / "s.toml"
+    study.write_text(STUDY.format(head="full-gaussian", missing="error"))
+    with pytest.raises(DataError) as caught:
+        fluvial.fit(study, runs=tmp_path / "runs", check=False)
+    assert re.search(words, str(caught.value), re.DOTALL)
+    if fault == "label":  # dropped where the study says so
+        study.write_text(
+            study.read_text()
+            .replace("seed = 2", 'seed = 2\nmissing = "drop"')
+            .replace("epochs = 25", "epochs = 1")
+        )
+        density = fluvial.fit(study, runs=tmp_path / "runs", check=False)
+        assert density.schema.target_names == ["t_eff", "log_g"]

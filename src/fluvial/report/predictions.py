@@ -181,7 +181,7 @@ def corner(
     for name, values in draws.items():
         if values.ndim != 2 or values.shape[1] != size:
             raise DataError(f"corner: expected draws [S, {size}] of {name}; got {list(values.shape)}.")
-    inches, left, head = min(2.1, 6.6 / size), 0.72, 0.34
+    inches, left, head = min(2.1, 6.6 / size), 0.72, 0.34 if title or len(draws) > 1 else 0.0
     width, height = left + size * inches + 0.12, left + size * inches + 0.12 + head
     figure = Figure(figsize=(width, height))
     ends = _corner_ends(draws, truth)

@@ -19,6 +19,7 @@ from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, CHECKS, STUDY, RunFolder, now
 from fluvial.study import Study, read_study
 from fluvial.workflow.data import Rows, columns, data_changed, read_rows
+from fluvial.workflow.predictions import prediction_arrays
 from fluvial.workflow.quadrature import integrate
 from fluvial.workflow.summary import summarise
 
@@ -153,6 +154,7 @@ def _compute(
         "coverage_error": hpd_error,
         "central": central,
         "central_error": central_error,
+        **prediction_arrays(density, chosen, x, draws, section.seed),
     }
     return results, arrays
 

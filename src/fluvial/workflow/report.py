@@ -16,6 +16,7 @@ from fluvial.record import ARRAYS, REPORT, STUDY, RunFolder, now
 from fluvial.report import page, plots
 from fluvial.report.compare import Panel, joint, marginals
 from fluvial.workflow.check import load_results
+from fluvial.workflow.predictions import prediction_section
 
 
 def report_run(run: str | Path) -> Path:
@@ -134,6 +135,7 @@ def _sections(
         )
     ]
     return [
+        *prediction_section(schema, arrays),
         page.Section("Data against draws", compare),
         page.Section("Calibration", calibration),
         page.Section("Training", training),
