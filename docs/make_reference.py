@@ -135,7 +135,6 @@ ENCODER_OPTIONS = {
     "features": "numbers that the flow sees in place of the arrays",
     "patch": "pixels of a patch",
     "width": "channels of a patch, or after the first convolution",
-    "blocks": "residual blocks, which let neighbouring patches mix",
     "rank": "numbers that each patch hands to the read-out",
     "kernel": "pixels of a convolution",
     "hidden": "units of the dense layer",

@@ -77,7 +77,7 @@ def study(folder: Path, **changes: dict[str, Any]) -> dict[str, Any]:
     out = {section: dict(values) for section, values in STUDY.items()}
     out["data"]["source"] = str(folder / "stars")
     for section, values in changes.items():
-        out[section] = {**out[section], **values}
+        out[section] = values if section == "columns" else {**out[section], **values}
     return out
 
 
@@ -90,7 +90,7 @@ def rows_of(folder: Path, **changes: dict[str, Any]):
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Density]:
     folder = tmp_path_factory.mktemp("spectra")
     write(folder)
-    density = fluvial.fit(study(folder, training={"epochs": 25}), runs=folder / "runs")
+    density = fluvial.fit(study(folder, training={"epochs": 25}), runs=folder / "runs", check=False)
     assert density.folder is not None
     return density.folder, density
 
@@ -104,24 +104,33 @@ def test_a_fit_learns_from_the_spectrum(run: tuple[Path, Density]) -> None:
     test = rows.part("test")
     predicted = density.given(test).sample(200, seed=1)["fe_h"].mean(-1)
     assert np.corrcoef(predicted, test["fe_h"])[0, 1] > 0.8
-    other = {**test, "spectra": np.roll(test["spectra"], 1, axis=0)}  # a spectrum of another star says nothing
-    assert abs(np.corrcoef(density.given(other).sample(200, seed=1)["fe_h"].mean(-1), test["fe_h"])[0, 1]) < 0.5
+    other = {
+        **test,
+        "spectra": np.roll(test["spectra"], 1, axis=0),
+    }  # a spectrum of another star says nothing
+    assert (
+        abs(np.corrcoef(density.given(other).sample(200, seed=1)["fe_h"].mean(-1), test["fe_h"])[0, 1]) < 0.5
+    )
 
 
-def test_record_checks_and_report(run: tuple[Path, Density]) -> None:
-    folder, density = run
+def test_record_checks_and_report(tmp_path: Path) -> None:
+    write(tmp_path)
+    density = fluvial.fit(study(tmp_path, data={"targets": ["fe_h"]}, columns={}), runs=tmp_path / "runs")
+    folder = density.folder
+    assert folder is not None
     record = RunFolder.open(folder).record()
     assert record["study"]["encoder"] == density.encoder
     assert record["study"]["encoder"]["architecture"] == "spectrum"
-    assert record["transforms"]["spectra"].startswith("log(max(x, 0.2)), each of 96 pixels")
+    assert record["transforms"]["spectra"].endswith("in all 96 pixels")
     about = record["data"]["arrays"]["spectra"]
     assert (about["held"], about["length"], about["masked"]) == ("memory-mapped", PIXELS, 0)
     assert about["type"] == "float32"
-    names = {r.name for r in check_run(folder)}
-    assert "PIT across context" in names
+    results = {r.name: r for r in check_run(folder)}
+    assert "PIT across context" in results
+    assert results["normalisation"].verdict == "pass"
     with np.load(folder / "checks.npz") as arrays:
         titles = arrays["panel0_titles"].tolist()
-    assert titles == ["SNR", "predicted t_eff [K]", "predicted fe_h"]
+    assert titles == ["SNR", "predicted fe_h"]
     page = (folder / "report.html").read_text()
     assert "full-gaussian" in page
     assert "Transform of spectra" in page
@@ -129,6 +138,8 @@ def test_record_checks_and_report(run: tuple[Path, Density]) -> None:
 
 def test_a_loaded_density_is_the_same(run: tuple[Path, Density]) -> None:
     folder, density = run
+    transforms = RunFolder.open(folder).record()["transforms"]
+    assert transforms["spectra"].startswith("log(max(x, 0.2)), each of 96 pixels")
     again = fluvial.load(folder)
     table = stars(20)
     asked = {"spectra": table["spectra"], "SNR": table["labels"][:, 7]}
@@ -230,12 +241,12 @@ def test_tables_of_draws_and_of_log_prob(run: tuple[Path, Density]) -> None:
 
 # --- training goes on bit for bit, dropout and noise included ---------------------------------------------------
 
-NOISY = {"columns": {"spectra": {"transform": "log-clip", "noise": "error", "jitter": 0.002}}}
+NOISY = {"spectra": {"transform": "log-clip", "noise": "error", "jitter": 0.002}}
 
 
 def test_resumed_in_mid_epoch_is_bit_identical(tmp_path: Path) -> None:
     write(tmp_path, spectra=stars(noisy=False)["spectra"])
-    changes = {**NOISY, "training": {"epochs": 3, "checkpoint_minutes": 0.0}}
+    changes = {"columns": NOISY, "training": {"epochs": 3, "checkpoint_minutes": 0.0}}
     whole = fluvial.fit(study(tmp_path, **changes), runs=tmp_path / "runs", name="whole", check=False)
     steps = 0
 
@@ -247,7 +258,9 @@ def test_resumed_in_mid_epoch_is_bit_identical(tmp_path: Path) -> None:
             raise Terminated("struck")
 
     with pytest.raises(Terminated):
-        fluvial.fit(study(tmp_path, **changes), runs=tmp_path / "runs", name="struck", check=False, on_event=strike)
+        fluvial.fit(
+            study(tmp_path, **changes), runs=tmp_path / "runs", name="struck", check=False, on_event=strike
+        )
     resumed = fluvial.resume(tmp_path / "runs" / "struck", check=False)
     ours, theirs = resumed.flow.state_dict(), whole.flow.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -290,7 +303,9 @@ def _lost(pixels: slice = slice(30, 40)) -> np.ndarray:
 
 def test_missing_pixels_are_an_error_or_dropped_or_masked(tmp_path: Path) -> None:
     write(tmp_path, spectra=_lost())
-    with pytest.raises(DataError, match=r"spectra: 11 numbers in 2 rows are not finite, the first in row 17 .*\(10 of 96\)"):
+    with pytest.raises(
+        DataError, match=r"spectra: 11 numbers in 2 rows are not finite, the first in row 17 .*\(10 of 96\)"
+    ):
         rows_of(tmp_path)
     rows = rows_of(tmp_path, data={"missing": "drop"})
     assert rows.facts["rows_kept"] == ROWS - 2
@@ -300,7 +315,9 @@ def test_missing_pixels_are_an_error_or_dropped_or_masked(tmp_path: Path) -> Non
     assert rows.facts["rows_kept"] == ROWS
     assert rows.facts["arrays"]["spectra"]["masked"] == 11
     assert rows.facts["notes"][-1] == "spectra: 11 missing numbers in 2 rows stand at their mean"
-    density = fluvial.fit(study(tmp_path, columns=masked, training={"epochs": 1}), runs=tmp_path / "runs", check=False)
+    density = fluvial.fit(
+        study(tmp_path, columns=masked, training={"epochs": 1}), runs=tmp_path / "runs", check=False
+    )
     flux = stars(3)["spectra"]
     flux[1, 5:9] = np.nan
     p = density.given(spectra=flux, SNR=50.0)
@@ -313,7 +330,10 @@ def test_missing_pixels_are_an_error_or_dropped_or_masked(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"columns": {"spectra": {"transform": "logit"}}}, "transform 'logit': of an array column, expected one of"),
+        (
+            {"columns": {"spectra": {"transform": "logit"}}},
+            "transform 'logit': of an array column, expected one of",
+        ),
         ({"columns": {"SNR": {"transform": "log-clip"}}}, "SNR] transform is for array columns"),
         ({"columns": {"SNR": {"missing": "mask"}}}, "SNR] missing is for array columns"),
         ({"columns": {"SNR": {"noise": 0.1}}}, "SNR] noise is for array columns"),
@@ -357,7 +377,9 @@ def test_spectra_too_large_for_memory_say_what_to_do(tmp_path: Path) -> None:
              fe_h=table["labels"][:, 6], SNR=table["labels"][:, 7])  # fmt: skip
     rows = rows_of(tmp_path)
     assert rows.facts["arrays"]["spectra"]["held"] == "in memory"
-    with pytest.raises(DataError, match=r"spectra take 0\.00 GB for 500 rows, more than the .* Save them as plain npy"):
+    with pytest.raises(
+        DataError, match=r"spectra take 0\.00 GB for 500 rows, more than the .* Save them as plain npy"
+    ):
         rows_of(tmp_path, data={"memory": 1e-5})
 
 
@@ -377,7 +399,9 @@ def test_noise_is_a_function_of_seed_epoch_and_row() -> None:
     assert not np.array_equal(one, noisy.take(rows, epoch=4)["flux"])
     assert np.array_equal(noisy.take(rows)["flux"], noisy.take(rows)["flux"])
     assert np.array_equal(noisy.take(rows)["other"], clean.take(rows)["other"])
-    sample = np.concatenate([noisy.take(rows, epoch=e)["flux"] - clean.take(rows)["flux"] for e in range(500)])
+    sample = np.concatenate(
+        [noisy.take(rows, epoch=e)["flux"] - clean.take(rows)["flux"] for e in range(500)]
+    )
     assert abs(sample.mean()) < 0.02
     assert sample.std() == pytest.approx(0.5, rel=0.03)
     assert abs(np.corrcoef(sample[0::2].ravel(), sample[1::2].ravel())[0, 1]) < 0.05
@@ -423,7 +447,9 @@ def test_validation_rows_have_noise_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, spectra=stars(noisy=False)["spectra"])
     clean = rows_of(tmp_path, columns={})
     noisy = rows_of(tmp_path, columns={"spectra": {"noise": "error"}})
-    away = (noisy.part("validation")["spectra"] - clean.part("validation")["spectra"]) * noisy.part("validation")["SNR"][:, None]
+    away = (noisy.part("validation")["spectra"] - clean.part("validation")["spectra"]) * noisy.part(
+        "validation"
+    )["SNR"][:, None]
     assert away.std() == pytest.approx(1, rel=0.03)
     assert abs(away.mean()) < 0.03
     assert math.isclose(noisy.facts["arrays"]["spectra"]["range"][1], 1.0, abs_tol=0.01)

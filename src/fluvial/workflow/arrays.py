@@ -32,7 +32,7 @@ MAPPED, IN_MEMORY = "memory-mapped", "in memory"
 
 
 def check_arrays(study: Study, schema: Schema, where: str) -> None:
-    """Raise :class:`~fluvial.errors.StudyError` where a study says of arrays what is for numbers, or the other way round."""
+    """Raise :class:`~fluvial.errors.StudyError` where a study says of arrays what is for numbers, or vice versa."""
     for column in schema.arrays:
         check_declared(column)
     for name, section in study.columns.items():
