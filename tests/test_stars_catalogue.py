@@ -14,6 +14,7 @@ from fluvial.apps.stars.evaluate import evaluate
 from fluvial.apps.stars.figures import compare, figures, information, load_run
 from fluvial.cli import app
 from fluvial.errors import DataError, RunError
+from fluvial.workflow.predictions import prediction_arrays, prediction_section
 
 PIXELS = 96
 GRID = np.linspace(6520.0, 6600.0, PIXELS)
@@ -282,10 +283,19 @@ def test_runs_on_other_stars_are_not_compared(runs):
 
 
 def test_the_report_shows_predictions(runs):
-    fluvial.check_run(runs / "plain")
-    page = fluvial.report_run(runs / "plain").read_text(encoding="utf-8")
-    assert "Predictions" in page
-    assert "the normal fitted to it" in page
+    run = load_run(runs / "plain", most=60)
+    names = run.density.schema.target_names
+    truth = np.stack([run.table[name] for name in names], axis=-1)
+    drawn = run.density.given(spectra=run.table["spectra"]).sample(50, seed=0)
+    draws = np.stack([drawn[name] for name in names], axis=-1)
+    arrays = prediction_arrays(run.density, run.table, truth, draws, seed=0)
+    np.testing.assert_allclose(arrays["predicted_mean"], draws.mean(axis=1))
+    assert arrays["posterior"].shape == (5000, 2)
+    (section,) = prediction_section(
+        run.density.schema, arrays | {"pulls": np.random.default_rng(0).normal(size=(60, 2))}
+    )
+    assert len(section.figures) == 3
+    assert prediction_section(run.density.schema, {}) == []
 
 
 @pytest.mark.parametrize(
