@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         build_flow,
         sbi_estimator,
     )
-    from fluvial.workflow import check_run, fit, list_runs, load, report_run, resume
+    from fluvial.workflow import check_run, fit, infer_population, list_runs, load, report_run, resume
 
 __version__ = "0.1.0"
 
@@ -60,6 +60,7 @@ _HOME = {
     "build_flow": "fluvial.flows",
     "check_run": "fluvial.workflow",
     "fit": "fluvial.workflow",
+    "infer_population": "fluvial.workflow",
     "list_runs": "fluvial.workflow",
     "load": "fluvial.workflow",
     "report_run": "fluvial.workflow",
@@ -94,6 +95,7 @@ __all__ = [
     "build_flow",
     "check_run",
     "fit",
+    "infer_population",
     "list_runs",
     "load",
     "report_run",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fluvial.apps.collider.commands import app as collider_app
+from fluvial.cli_infer import infer
 
 if TYPE_CHECKING:
     from fluvial.check import CheckResult
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(collider_app)
+app.command("infer")(infer)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]

@@ -2,6 +2,7 @@
 
 from fluvial.workflow.check import check_run
 from fluvial.workflow.fit import fit, resume
+from fluvial.workflow.population import infer_population
 from fluvial.workflow.report import report_run
 from fluvial.workflow.use import compare_runs, list_runs, load, log_prob_table, sample_table
 
@@ -9,6 +10,7 @@ __all__ = [
     "check_run",
     "compare_runs",
     "fit",
+    "infer_population",
     "list_runs",
     "load",
     "log_prob_table",
