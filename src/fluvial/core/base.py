@@ -137,7 +137,7 @@ class StudentT(nn.Module):
         return self._polar(exponential, turn)
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """Return latents ``[*batch, D]`` made of ``u: [*batch, 2 D]``, strictly between 0 and 1, as :meth:`sample` makes them."""
+        """Return latents ``[*batch, D]`` made of ``u: [*batch, 2 D]``, strictly between 0 and 1, as in :meth:`sample`."""
         first, turn = u.chunk(2, -1)
         return self._polar(-first.log(), turn)
 

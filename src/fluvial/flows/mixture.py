@@ -125,7 +125,7 @@ class MixtureDistribution(ContextDistribution):
     def _draw(
         self, sample_shape: _size, generator: torch.Generator | None, *, with_log_prob: bool
     ) -> tuple[Tensor, Tensor]:
-        shape = (*sample_shape, *self.batch_shape)
+        shape = torch.Size((*sample_shape, *self.batch_shape))
         like = self.flow.start
         z = torch.randn(
             (*shape, self.flow.targets), generator=generator, dtype=like.dtype, device=like.device
@@ -145,7 +145,7 @@ class MixtureDistribution(ContextDistribution):
             return self._choose(z, uniform[..., :1], z.shape[:-1], with_log_prob=False)[0]
 
     def _choose(
-        self, z: Tensor, u: Tensor, shape: Sequence[int], *, with_log_prob: bool
+        self, z: Tensor, u: Tensor, shape: torch.Size, *, with_log_prob: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the draws made of normal ``z: [*shape, D]``, each of the Gaussian that ``u: [*shape, 1]`` falls on."""
         log_weight, numbers = self.flow.mixture(self.context_at(shape))

@@ -92,6 +92,34 @@ def generate(
         raise typer.Exit(1)
 
 
+@app.command()
+def validate(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder: a density of jets or muons.", show_default=False)
+    ],
+    pairs: Annotated[
+        list[str],
+        typer.Argument(help="Tables of pairs it has not seen, one a process.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder.", show_default="RUN/validation")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=400, help="Of each table, at most.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same draws.")] = 0,
+) -> None:
+    """Compare fast with full simulation: distances, correlations, response, b-tagging. Exit code 1 if a check fails."""
+    from fluvial.apps.collider.validate import validate
+    from fluvial.report.page import verdict_sentence
+    from fluvial.workflow import load
+
+    result = validate(load(run), pairs, out or run / "validation", rows=rows, seed=seed)
+    for line in result.results:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{verdict_sentence(result.results)}\n{result.page}\n")
+    if any(r.verdict == "fail" for r in result.results):
+        raise typer.Exit(1)
+
+
 class _Bar:
     """On a terminal a bar with objects a second; everywhere a line a file."""
 

@@ -94,7 +94,7 @@ class EventFile:
             yield piece
 
     def runs(self) -> dict[str, Flat]:
-        """Return the flat numeric branches of ``Runs`` (event counts and sums of weights); nothing without such a tree."""
+        """Return the flat numeric branches of ``Runs``: event counts and sums of weights; nothing without such a tree."""
         if self._runs is None:
             return {}
         with _readable(self.path):
