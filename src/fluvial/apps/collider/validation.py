@@ -243,7 +243,7 @@ def _curves(full: Table, fast: Table, targets: Sequence[str]) -> dict[tuple[str,
         if not b_tagger(name):
             continue
         for background in ("light", "c"):
-            if min(parts["b"].sum(), parts[background].sum()) < 200:
+            if min(parts["b"].sum(), parts[background].sum()) < 50:
                 continue
             curves = (roc(t[name][parts["b"]], t[name][parts[background]]) for t in (full, fast))
             out[name, background] = tuple(curves)
