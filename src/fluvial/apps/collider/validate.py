@@ -122,8 +122,7 @@ def _compared(
     if KL_COLUMN in full:
         kl = check.kl_divergence(full[KL_COLUMN], p.log_prob({n: full[n] for n in targets}))
         results.append(_named(kl, f"{looks}{kl.name}"))
-    if hasattr(check, "classifier_test"):
-        results += [_named(r, f"{looks}{r.name}") for r in _classified(full, drawn, targets, context, seed)]
+    results += [_named(r, f"{looks}{r.name}") for r in _classified(full, drawn, targets, context, seed)]
     return compare(name, full, drawn, targets, context, looks=looks), results
 
 
