@@ -250,6 +250,7 @@ def simulate(
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to simulate.")] = 100_000,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+    process: Annotated[str, typer.Option(help="Of jets and muons, their spectrum: ttbar or dy.")] = "ttbar",
 ) -> None:
     """Simulate a population whose density is known exactly."""
     from fluvial.errors import StudyError, nearest
@@ -262,7 +263,7 @@ def simulate(
     elif application in ("jets", "muons"):
         from fluvial.apps.collider import simulator as collider
 
-        collider.write(application, path, rows, seed=seed)
+        collider.write(application, path, rows, seed=seed, process=process)
     else:
         raise StudyError(
             f"No simulator for {application!r}{nearest(application, ('binaries', 'jets', 'muons'))}"
