@@ -157,8 +157,8 @@ class Density:
             if not context.arrays:
                 return self.flow.encode(scalars) if scalars.shape[-1] else scalars  # type: ignore[return-value]
             assert isinstance(self.flow, EncodedFlow)
-            flat = scalars.reshape(-1, scalars.shape[-1])
             count = math.prod(context.shape)
+            flat = scalars.reshape(count, scalars.shape[-1])
             arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
             parts, distances = [], []
             for start in range(0, count, ENCODED_ROWS):
