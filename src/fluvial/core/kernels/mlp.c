@@ -68,7 +68,7 @@ static Packed *pack_all(const Network *net, int transposed, int threads) {
 
 /* Floats that `saved` of the forward pass must hold for the backward pass. */
 long fluvial_mlp_saved(const Network *net, long n) {
-    return tiles_of(n) * TILE * slots(net) * padded(net->width, PAD);
+    return tiles_of(n) * TILE * slots(net) * leading(net->width);
 }
 
 /* out [n][outputs] from x [n][inputs] and context [n][context]; `saved` may be null. Returns 0, or 1 without memory. */
@@ -77,7 +77,7 @@ int fluvial_mlp(const Network *net, long n, int threads, const float *x, const f
     long tiles = tiles_of(n);
     threads = threads < tiles ? threads : (int)tiles;
     Packed *packed = pack_all(net, 0, threads);
-    long each = TILE * (5 * padded(net->width, PAD) + padded(net->inputs + net->context, PAD)) + PAD;
+    long each = TILE * (5 * leading(net->width) + leading(net->inputs + net->context)) + PAD;
     float *scratch = take(threads * padded(each, 16) * (long)sizeof(float));
     int failed = !packed || !scratch;
     if (!failed) {
@@ -113,7 +113,7 @@ int fluvial_mlp_backward(const Network *net, long n, int threads, const float *x
     threads = threads < tiles ? threads : (int)tiles;
     for (int i = 0; i < maps; i++) at[i] = apart, apart += sum_size(net->maps + i);
     Packed *back = pack_all(net, 1, threads), *packed = net->gates ? pack_all(net, 0, threads) : 0;
-    long each = TILE * (5 * padded(net->width, PAD) + 2 * padded(net->inputs + net->context, PAD) + net->outputs) + PAD;
+    long each = TILE * (5 * leading(net->width) + 2 * leading(net->inputs + net->context) + net->outputs) + PAD;
     float *scratch = take(threads * padded(each, 16) * (long)sizeof(float));
     float *sums = weights ? take(threads * apart * (long)sizeof(float)) : 0;
     int failed = !back || !scratch || (net->gates && !packed) || (weights && !sums);

@@ -39,6 +39,10 @@ typedef struct {
 
 static inline long padded(long n, long to) { return (n + to - 1) / to * to; }
 
+/* What lies between rows of a buffer: whole blocks, and an odd number of cache lines, so that the rows of a panel do not
+ * share a few sets of the cache. */
+static inline long leading(long n) { return padded(n, PAD) + 16; }
+
 /* Whether backward needs what goes into the activation; otherwise what comes out of it is kept. */
 static inline int keeps_argument(const Network *net) { return net->activation == SILU; }
 

@@ -111,24 +111,52 @@ typedef struct {
     long rows, columns; /* of `out`, where it is not padded to whole blocks; 0: it is */
 } Finish;
 
-static void finish(const Finish *f, const float *block, int vectors, long row, long column) {
-    for (int i = 0; i < ROWS * vectors; i++) {
-        long r = row + i / vectors, c = column + (i % vectors) * LANES, at = r * f->ld + c;
-        vector v = load(block + i * LANES);
-        if (f->kept) v *= slope(f->kind, load(f->kept + at));
-        if (f->before) store(f->before + at, v);
-        if (f->gate) v *= load(f->gate + at);
-        if (f->add) v += load(f->add + at);
-        if (f->active) store(f->active + at, activated(f->kind, v));
-        if (!f->out) continue;
-        float *out = f->out + r * f->ld_out + c;
-        if (!f->rows || (r < f->rows && c + LANES <= f->columns)) {
-            store(out, v);
-        } else if (r < f->rows && c < f->columns) {
-            memcpy(out, &v, (size_t)(f->columns - c) * sizeof(float));
+/* Vector number i of a block lies in row i / vectors; a loop of its own for each step keeps decisions out of loops. */
+#define EVERY(i, to, place, ...)                                                                                       \
+    for (int r_ = 0, i = 0; r_ < ROWS; r_++)                                                                           \
+        for (int v_ = 0; v_ < vectors; v_++, i++) {                                                                    \
+            long place = (row + r_) * f->ld + column + v_ * LANES;                                                     \
+            vector to = load(block + i * LANES);                                                                       \
+            __VA_ARGS__;                                                                                               \
         }
-    }
+
+INLINE void times_slope(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
+    EVERY(i, v, at, store(block + i * LANES, v * slope(kind, load(f->kept + at))))
 }
+
+INLINE void activate(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
+    EVERY(i, v, at, store(f->active + at, activated(kind, v)))
+}
+
+#define OF_KIND(function)                                                                                              \
+    switch (f->kind) {                                                                                                 \
+    case RELU: function(f, block, row, column, vectors, RELU); break;                                                  \
+    case SILU: function(f, block, row, column, vectors, SILU); break;                                                  \
+    case ELU: function(f, block, row, column, vectors, ELU); break;                                                    \
+    case TANH: function(f, block, row, column, vectors, TANH); break;                                                  \
+    case SIGMOID: function(f, block, row, column, vectors, SIGMOID); break;                                            \
+    }
+
+INLINE void finish(const Finish *f, float *block, long row, long column, const int vectors) {
+    if (f->kept) OF_KIND(times_slope)
+    if (f->before) EVERY(i, v, at, store(f->before + at, v))
+    if (f->gate) EVERY(i, v, at, store(block + i * LANES, v * load(f->gate + at)))
+    if (f->add) EVERY(i, v, at, store(block + i * LANES, v + load(f->add + at)))
+    if (f->active) OF_KIND(activate)
+    if (!f->out) return;
+    float *out = f->out + row * f->ld_out + column;
+    long rows = f->rows ? f->rows - row : ROWS, columns = f->rows ? f->columns - column : vectors * LANES;
+    if (rows >= ROWS && columns >= vectors * LANES) {
+        EVERY(i, v, at, store(out + r_ * f->ld_out + v_ * LANES, v); (void)at)
+        return;
+    }
+    columns = columns < vectors * LANES ? columns : vectors * LANES;
+    for (long r = 0; r < ROWS && r < rows; r++)
+        memcpy(out + r * f->ld_out, block + r * vectors * LANES, (size_t)columns * sizeof(float));
+}
+
+static void finish_two(const Finish *f, float *block, long row, long column) { finish(f, block, row, column, 2); }
+static void finish_one(const Finish *f, float *block, long row, long column) { finish(f, block, row, column, 1); }
 
 /* What a block of ROWS x `vectors` vectors starts from, and how it is written; the indices are constants, so that it is
  * registers. */
@@ -151,7 +179,7 @@ INLINE void product(const float *a, long lda, const float *panel, const float *b
         }
     }
     EACH(vectors, r, v) store(results + (r * vectors + v) * LANES, sum[r][v]);
-    finish(f, results, vectors, row, column);
+    (vectors > 1 ? finish_two : finish_one)(f, results, row, column);
 }
 
 /* rows x columns: a [rows][lda], padded to whole blocks, times a packed matrix. */
@@ -285,7 +313,7 @@ static void enter(Tile *t) {
 
 static Tile tile_of(const Pass *pass, float *scratch) {
     const Network *net = pass->net;
-    Tile t = {.pass = pass, .net = net, .ld = padded(net->width, PAD), .lde = padded(net->inputs + net->context, PAD)};
+    Tile t = {.pass = pass, .net = net, .ld = leading(net->width), .lde = leading(net->inputs + net->context)};
     t.hidden = net->maps + 1, t.gates = t.hidden + net->hidden, t.last = t.gates + net->gates;
     memset(scratch, 0, (size_t)(TILE * (BUFFERS * t.ld + t.lde)) * sizeof(float));
     for (int i = 0; i < BUFFERS; i++) t.buffers[i] = scratch + TILE * i * t.ld;
