@@ -68,7 +68,15 @@ def compile_kernels(folder: Path, library: Path) -> None:
             objects += made
             have.append(f"-DHAVE_{name}")
         made = f"{scratch}/{LIBRARY}"
-        link = [*compiler, "-shared", *have, *(str(folder / source) for source in SOURCES), *objects, "-o", made]
+        link = [
+            *compiler,
+            "-shared",
+            *have,
+            *(str(folder / source) for source in SOURCES),
+            *objects,
+            "-o",
+            made,
+        ]
         try:
             _run([*link, "-fopenmp"])
         except subprocess.CalledProcessError:  # Apple's compiler has no OpenMP: one thread then
@@ -84,7 +92,7 @@ def instruction_sets() -> dict[str, list[str]]:
         return {"any": []}
     avx2 = ["-mavx2", "-mfma"]
     avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-    return {"any": [], "avx2": avx2, "avx512": avx512}
+    return {"any": [], "avx2": avx2, "avx512": avx512, "avx512bf16": [*avx512, "-mavx512bf16"]}
 
 
 def _run(command: list[str]) -> None:

@@ -41,7 +41,17 @@ class _Network(Structure):
         *(
             (name, c_int)
             for name in (
-                *("inputs", "context", "width", "outputs", "hidden", "gates", "residual", "activation", "bf16"),
+                *(
+                    "inputs",
+                    "context",
+                    "width",
+                    "outputs",
+                    "hidden",
+                    "gates",
+                    "residual",
+                    "activation",
+                    "bf16",
+                ),
             )
         ),
     )
@@ -64,13 +74,36 @@ def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
     given = (x,) if context is None else (x, context)
     return (
         _library() is not None
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
-        and torch._C._functorch.peek_interpreter_stack() is None  # vmap and the like
-        and all(type(t) in (Tensor, nn.Parameter) and _serves_tensor(t) for t in given)
+        and not _is_transformed()
+        and all(type(t) in (Tensor, nn.Parameter) and t.shape[:-1] == x.shape[:-1] for t in given)
+        and sum(t.shape[-1] for t in given) == net.first.in_features
+        and net.context == (0 if context is None else context.shape[-1])
         and x.shape[:-1].numel() >= LEAST_ROWS
+        and not (net.bf16 and net.training and not _has_bf16())
         and not (net.constant or net.norms or (net.dropout is not None and net.training))
-        and all(_serves_tensor(p) for p in net.parameters())
+        and all(_serves_tensor(t) for t in (*given, *net.parameters()))
     )
+
+
+def _is_transformed() -> bool:
+    """Return whether more than the numbers is asked for: a compiled or traced program, vmap and the like, autocast."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
+        or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[reportAttributeAccessIssue]
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def in_bf16(net: MLP) -> bool:
+    """Return whether the kernel shall multiply in bfloat16 now: where it is asked for and the processor can."""
+    return net.bf16 and net.training and _has_bf16()
+
+
+@cache
+def _has_bf16() -> bool:
+    library = _library()
+    return library is not None and bool(library.fluvial_has_bf16())
 
 
 def _serves_tensor(tensor: Tensor) -> bool:
@@ -86,13 +119,39 @@ def conditioner(net: MLP, x: Tensor, context: Tensor | None) -> Tensor:
     n = x.shape[:-1].numel()
     rows = x.reshape(n, x.shape[-1]).contiguous()
     context = None if context is None else context.reshape(n, context.shape[-1]).contiguous()
-    weights = net.weights()
+    weights = [w.contiguous() for w in net.weights()]
     tensors = (rows, context, *weights)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         out = _Conditioner.apply(net, *tensors)
     else:
         out = _forward(net, rows, context, weights, None)
     return out.reshape(*x.shape[:-1], out.shape[-1])  # type: ignore[union-attr]
+
+
+class Prefixes:
+    """What :class:`fluvial.nets.Unfolding` gives, of a few coordinates, by the kernel: for each coordinate all units that
+    see no more than those before it, those of lower degree again.
+    """
+
+    def __init__(self, net: MLP, context: Tensor | None):
+        self.net, self.context = net, None if context is None else context.contiguous()
+        self.weights = [w.contiguous() for w in net.weights()]
+
+    def outputs(self, degree: int, x: Tensor, which: slice) -> Tensor:
+        """Return the outputs ``which``, whose degree is ``degree``, given ``x: [n, degree]``."""
+        net = self.net
+        assert net.degree_ends is not None
+        units = net.degree_ends[degree + 1]
+        (first, first_bias), *inner, (last, last_bias) = zip(
+            self.weights[::2], self.weights[1::2], strict=True
+        )
+        given = torch.cat((first[:units, :degree], first[:units, first.shape[1] - net.context :]), 1)
+        weights = [given, first_bias[:units]]
+        for i, (weight, bias) in enumerate(inner):
+            seen = units if i < len(net.hidden) else net.context
+            weights += [weight[:units, :seen].contiguous(), bias[:units]]
+        weights += [last[which, :units].contiguous(), last_bias[which]]
+        return _forward(net, x.contiguous(), self.context, weights, None)
 
 
 class _Conditioner(torch.autograd.Function):
@@ -129,14 +188,17 @@ def _forward(
 ) -> Tensor:
     library = _library()
     assert library is not None
-    out = x.new_empty(len(x), net.last.out_features)
+    out = x.new_empty(len(x), len(weights[-1]))
     _run(library.fluvial_mlp, _network(net, x, weights), len(x), (x, context, out, saved))
     return out
 
 
-def _differentiable_gradients(ctx, x: Tensor, context: Tensor | None, weights: list[Tensor], grad_out: Tensor):
+def _differentiable_gradients(
+    ctx, x: Tensor, context: Tensor | None, weights: list[Tensor], grad_out: Tensor
+):
     inputs = (x, context, *weights)
-    wanted = [t for t, need in zip(inputs, ctx.needs_input_grad[1:], strict=True) if need]
+    needs = zip(inputs, ctx.needs_input_grad[1:], strict=True)
+    wanted = [t for t, need in needs if need and t is not None]
     out = ctx.net.by_operations(x, context, weights)
     grads = iter(torch.autograd.grad(out, wanted, grad_out, create_graph=True, allow_unused=True))
     return [next(grads) if need else None for need in ctx.needs_input_grad[1:]]
@@ -151,15 +213,18 @@ def _run(function: Any, network: _Network, rows: int, tensors: Sequence[Tensor |
 def _network(
     net: MLP, x: Tensor, weights: Sequence[Tensor], grads: Sequence[Tensor] | None = None
 ) -> _Network:
-    """Return the network as the kernel reads it; it points at the weights, which must outlive it."""
+    """Return the network as the kernel reads it; it points at the weights, which must outlive it.
+
+    The weights may be those of a part of the network's units, which then are as many as the weights say.
+    """
     layers = net.linears()
     maps = (_Linear * len(layers))()
     for i, layer in enumerate(layers):
         weight, bias = weights[2 * i], weights[2 * i + 1]
-        assert weight.is_contiguous() and bias.is_contiguous()
-        reach, begin = (t.data_ptr() for t in layer.span) if hasattr(layer, "span") else (None, None)
+        span = getattr(layer, "span", None) if weight.shape == layer.weight.shape else None
+        reach, begin = (None, None) if span is None else (t.data_ptr() for t in span)
         grad = (None, None) if grads is None else (grads[2 * i].data_ptr(), grads[2 * i + 1].data_ptr())
         maps[i] = _Linear(weight.data_ptr(), bias.data_ptr(), *grad, reach, begin, *weight.shape)
-    sizes = (x.shape[1], net.context, net.first.out_features, net.last.out_features)
+    sizes = (x.shape[1], net.context, len(weights[0]), len(weights[-1]))
     counts = (len(net.hidden), len(net.gates), net.residual, ACTIVATIONS.index(type(net.activation)))
-    return _Network(maps, *sizes, *counts, False)
+    return _Network(maps, *sizes, *counts, in_bf16(net))

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define DECLARED(set)                                                                                                  \
-    long pack_bytes_##set(const Linear *, int, int);                                                                   \
+    long pack_bytes_##set(const Linear *, int);                                                                        \
     void pack_##set(const Linear *, int, int, Packed *);                                                               \
     void mlp_forward_##set(const Pass *, long, long, float *);                                                         \
     void mlp_backward_##set(const Pass *, long, long, float *, float *);                                               \
@@ -19,9 +19,16 @@ DECLARED(avx2)
 #ifdef HAVE_avx512
 DECLARED(avx512)
 #endif
+#ifdef HAVE_avx512bf16
+DECLARED(avx512bf16)
+#endif
 
 /* One library for every node of a cluster: the right copy is picked where it runs. */
-static const Kernels *kernels(void) {
+static const Kernels *kernels(int bf16) {
+    (void)bf16;
+#ifdef HAVE_avx512bf16
+    if (bf16) return &kernels_avx512bf16;
+#endif
 #ifdef HAVE_avx512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
@@ -33,6 +40,16 @@ static const Kernels *kernels(void) {
     return &kernels_any;
 }
 
+/* Whether this processor multiplies pairs of bfloat16. */
+int fluvial_has_bf16(void) {
+#ifdef HAVE_avx512bf16
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#else
+    return 0;
+#endif
+}
+
 static int maps_of(const Network *net) { return net->hidden + net->gates + 2; }
 
 static long tiles_of(long n) { return (n + TILE - 1) / TILE; }
@@ -41,12 +58,12 @@ static void *take(long bytes) { return aligned_alloc(64, (size_t)padded(bytes, 6
 
 /* All maps, packed; null if there is no memory. Free the first element's `begin`, which is the start of all. */
 static Packed *pack_all(const Network *net, int transposed, int threads) {
-    const Kernels *k = kernels();
+    const Kernels *k = kernels(net->bf16);
     int maps = maps_of(net);
     long panels = 0, bytes = 0, at[maps];
     for (int i = 0; i < maps; i++) {
         at[i] = bytes;
-        bytes += padded(k->pack_bytes(net->maps + i, transposed, net->bf16), 64);
+        bytes += padded(k->pack_bytes(net->maps + i, transposed), 64);
         panels += padded(transposed ? net->maps[i].in : net->maps[i].out, 4) / 4;
     }
     long head = padded(maps * (long)sizeof(Packed) + 2 * panels * (long)sizeof(int), 64);
@@ -66,6 +83,13 @@ static Packed *pack_all(const Network *net, int transposed, int threads) {
     return packed;
 }
 
+/* Floats that a thread needs for its buffers, its entrance and the gradient of it, the last rows' gradient, and pairs. */
+static long scratch_of(const Network *net) {
+    long entrance = leading(net->inputs + net->context), most = leading(net->width > net->outputs ? net->width : net->outputs);
+    most = most > entrance ? most : entrance;
+    return padded(TILE * (BUFFERS * leading(net->width) + 2 * entrance + net->outputs + (net->bf16 ? most : 0)) + 2 * PAD, 16);
+}
+
 /* Floats that `saved` of the forward pass must hold for the backward pass. */
 long fluvial_mlp_saved(const Network *net, long n) {
     return tiles_of(n) * TILE * slots(net) * leading(net->width);
@@ -77,14 +101,14 @@ int fluvial_mlp(const Network *net, long n, int threads, const float *x, const f
     long tiles = tiles_of(n);
     threads = threads < tiles ? threads : (int)tiles;
     Packed *packed = pack_all(net, 0, threads);
-    long each = TILE * (5 * leading(net->width) + leading(net->inputs + net->context)) + PAD;
-    float *scratch = take(threads * padded(each, 16) * (long)sizeof(float));
+    long each = scratch_of(net);
+    float *scratch = take(threads * each * (long)sizeof(float));
     int failed = !packed || !scratch;
     if (!failed) {
         Pass pass = {.net = net, .forward = packed, .n = n, .x = x, .context = context, .out = out, .saved = saved};
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
         for (int t = 0; t < threads; t++)
-            kernels()->forward(&pass, tiles * t / threads, tiles * (t + 1) / threads, scratch + t * padded(each, 16));
+            kernels(net->bf16)->forward(&pass, tiles * t / threads, tiles * (t + 1) / threads, scratch + t * each);
     }
     free(scratch), free(packed);
     return failed;
@@ -113,8 +137,8 @@ int fluvial_mlp_backward(const Network *net, long n, int threads, const float *x
     threads = threads < tiles ? threads : (int)tiles;
     for (int i = 0; i < maps; i++) at[i] = apart, apart += sum_size(net->maps + i);
     Packed *back = pack_all(net, 1, threads), *packed = net->gates ? pack_all(net, 0, threads) : 0;
-    long each = TILE * (5 * leading(net->width) + 2 * leading(net->inputs + net->context) + net->outputs) + PAD;
-    float *scratch = take(threads * padded(each, 16) * (long)sizeof(float));
+    long each = scratch_of(net);
+    float *scratch = take(threads * each * (long)sizeof(float));
     float *sums = weights ? take(threads * apart * (long)sizeof(float)) : 0;
     int failed = !back || !scratch || (net->gates && !packed) || (weights && !sums);
     if (!failed) {
@@ -122,7 +146,7 @@ int fluvial_mlp_backward(const Network *net, long n, int threads, const float *x
         pass.grad_out = grad_out, pass.saved = saved, pass.grad_x = grad_x, pass.grad_context = grad_context;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
         for (int t = 0; t < threads; t++)
-            kernels()->backward(&pass, tiles * t / threads, tiles * (t + 1) / threads, scratch + t * padded(each, 16),
+            kernels(net->bf16)->backward(&pass, tiles * t / threads, tiles * (t + 1) / threads, scratch + t * each,
                                 weights ? sums + t * apart : 0);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
         for (int i = 0; i < (weights ? maps : 0); i++)

@@ -2,8 +2,9 @@
 #ifndef FLUVIAL_MLP_H
 #define FLUVIAL_MLP_H
 
-/* Rows that go through the network together, and what rows and columns of buffers are padded to. */
-enum { TILE = 192, PAD = 32 };
+/* Rows that go through the network together, what rows and columns of buffers are padded to, and how many buffers of
+ * the size of a hidden layer a thread has. */
+enum { TILE = 192, PAD = 32, BUFFERS = 5 };
 
 typedef enum { RELU, SILU, ELU, TANH, SIGMOID } Activation;
 
@@ -53,7 +54,7 @@ static inline long sum_size(const Linear *map) { return padded(map->out, PAD) * 
 
 /* Bytes of a packed matrix; fill it in; work on the rows from tile `first` to before tile `last`. */
 typedef struct {
-    long (*pack_bytes)(const Linear *map, int transposed, int bf16);
+    long (*pack_bytes)(const Linear *map, int transposed);
     void (*pack)(const Linear *map, int transposed, int bf16, Packed *to);
     void (*forward)(const Pass *pass, long first, long last, float *scratch);
     void (*backward)(const Pass *pass, long first, long last, float *scratch, float *sums);

@@ -4,9 +4,11 @@
  * ROWS x PANEL results that stay in registers while one loop runs over the depth; bias, activation, gate and sum are
  * done on a block before it leaves. NaN in, NaN out.
  */
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include "mlp.h"
 #include "named.h"
@@ -163,9 +165,28 @@ static void finish_one(const Finish *f, float *block, long row, long column) { f
 #define EACH(vectors, r, v)                                                                                            \
     _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (int v = 0; v < (vectors); v++)
 
+#ifdef __AVX512BF16__
+/* Two rows of depth in one step: every number is a pair of bfloat16. */
+INLINE vector add_product(vector sum, vector a, vector b, const int pairs) {
+    return pairs ? (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b) : sum + a * b;
+}
+#else
+INLINE vector add_product(vector sum, vector a, vector b, const int pairs) {
+    (void)pairs;
+    return sum + a * b;
+}
+#endif
+
+/* A number in all places, bit for bit (pairs of bfloat16 are no floats to compute with). */
+INLINE vector same(const float *x) {
+    int32_t bits;
+    memcpy(&bits, x, sizeof bits);
+    return (vector)(bits - (whole){0});
+}
+
 /* A block: rows of a [.][lda] times a panel, over the depth from begin to end. */
 INLINE void product(const float *a, long lda, const float *panel, const float *bias, int begin, int end,
-                    const Finish *f, long row, long column, const int vectors) {
+                    const Finish *f, long row, long column, const int vectors, const int pairs) {
     vector sum[ROWS][2];
     float results[ROWS * PANEL];
     EACH(vectors, r, v) sum[r][v] = bias ? load(bias + v * LANES) : all(0);
@@ -173,9 +194,9 @@ INLINE void product(const float *a, long lda, const float *panel, const float *b
     for (int p = begin; p < end; p++, panel += PANEL) {
         vector b0 = load(panel), b1 = vectors > 1 ? load(panel + LANES) : b0;
         _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) {
-            vector x = all(a[r * lda + p]);
-            sum[r][0] += x * b0;
-            if (vectors > 1) sum[r][1] += x * b1;
+            vector x = same(a + r * lda + p);
+            sum[r][0] = add_product(sum[r][0], x, b0, pairs);
+            if (vectors > 1) sum[r][1] = add_product(sum[r][1], x, b1, pairs);
         }
     }
     EACH(vectors, r, v) store(results + (r * vectors + v) * LANES, sum[r][v]);
@@ -183,41 +204,41 @@ INLINE void product(const float *a, long lda, const float *panel, const float *b
 }
 
 /* rows x columns: a [rows][lda], padded to whole blocks, times a packed matrix. */
-static void multiply(const Packed *w, const float *a, long lda, long rows, const Finish *f) {
+INLINE void multiply_(const Packed *w, const float *a, long lda, long rows, const Finish *f, const int pairs) {
+    long depth = pairs ? (w->depth + 1) / 2 : w->depth;
     for (long column = 0; column < w->columns; column += PANEL) {
         long panel = column / PANEL;
-        const float *values = (const float *)w->values + panel * w->depth * PANEL;
-        const float *bias = w->bias ? w->bias + column : 0;
+        const float *values = w->values + panel * depth * PANEL, *bias = w->bias ? w->bias + column : 0;
         int begin = w->begin[panel], end = w->end[panel];
+        if (pairs) begin /= 2, end = (end + 1) / 2;
         if (w->columns - column > LANES)
-            for (long r = 0; r < rows; r += ROWS) product(a + r * lda, lda, values, bias, begin, end, f, r, column, 2);
+            for (long r = 0; r < rows; r += ROWS)
+                product(a + r * lda, lda, values, bias, begin, end, f, r, column, 2, pairs);
         else
-            for (long r = 0; r < rows; r += ROWS) product(a + r * lda, lda, values, bias, begin, end, f, r, column, 1);
+            for (long r = 0; r < rows; r += ROWS)
+                product(a + r * lda, lda, values, bias, begin, end, f, r, column, 1, pairs);
     }
 }
 
 /* sums [ROWS][ld] += a^T b over the rows of a [rows][lda] and b [rows][ldb]. */
 INLINE void sum_products(const float *a, long lda, const float *b, long ldb, long rows, float *sums, long ld,
-                         const int vectors) {
+                         const int vectors, const int pairs) {
     vector sum[ROWS][2];
     EACH(vectors, r, v) sum[r][v] = load(sums + r * ld + v * LANES);
     for (long p = 0; p < rows; p++, a += lda, b += ldb) {
         vector b0 = load(b), b1 = vectors > 1 ? load(b + LANES) : b0;
         _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) {
-            vector x = all(a[r]);
-            sum[r][0] += x * b0;
-            if (vectors > 1) sum[r][1] += x * b1;
+            vector x = same(a + r);
+            sum[r][0] = add_product(sum[r][0], x, b0, pairs);
+            if (vectors > 1) sum[r][1] = add_product(sum[r][1], x, b1, pairs);
         }
     }
     EACH(vectors, r, v) store(sums + r * ld + v * LANES, sum[r][v]);
 }
 
-/* Add to the sums of a map's gradients, weights [out, padded][in, padded] and then bias, those of some rows: `grad` of
- * its output and its input. */
-static void gradients(const Linear *map, const float *grad, long ldg, const float *input, long ldi, long rows,
-                      float *sums) {
-    long ld = padded(map->in, PAD);
-    float *bias = sums + padded(map->out, PAD) * ld;
+/* sums [out, padded][ld] += grad^T input. */
+INLINE void sum_all(const Linear *map, const float *grad, long ldg, const float *input, long ldi, long rows,
+                    float *sums, long ld, const int pairs) {
     for (long i = 0; i < map->in; i += PANEL) {
         int wide = map->in - i > LANES;
         for (long o = 0; o < map->out; o += ROWS) {
@@ -226,12 +247,66 @@ static void gradients(const Linear *map, const float *grad, long ldg, const floa
             for (long k = o; k < last && !seen; k++) seen = map->reach[k] > i;
             if (!seen) continue;
             if (wide)
-                sum_products(grad + o, ldg, input + i, ldi, rows, sums + o * ld + i, ld, 2);
+                sum_products(grad + o, ldg, input + i, ldi, rows, sums + o * ld + i, ld, 2, pairs);
             else
-                sum_products(grad + o, ldg, input + i, ldi, rows, sums + o * ld + i, ld, 1);
+                sum_products(grad + o, ldg, input + i, ldi, rows, sums + o * ld + i, ld, 1, pairs);
         }
     }
-    long full = map->out / LANES * LANES;
+}
+
+#ifdef __AVX512BF16__
+/* to [rows, whole blocks][return value]: pairs of neighbours in a row; beyond the depth zeros. */
+static long pair_columns(const float *a, long lda, long rows, long depth, float *to) {
+    long ld = padded(depth, 2 * LANES) / 2 + LANES;
+    for (long r = 0; r < padded(rows, ROWS); r++)
+        for (long p = 0; p < depth; p += 2 * LANES) {
+            long left = depth - p;
+            __mmask32 there = left >= 32 ? ~0u : (1u << left) - 1;
+            __m512 low = _mm512_maskz_loadu_ps((__mmask16)there, a + r * lda + p);
+            __m512 high = _mm512_maskz_loadu_ps((__mmask16)(there >> 16), a + r * lda + p + LANES);
+            _mm512_storeu_si512(to + r * ld + p / 2, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        }
+    return ld;
+}
+
+static __m512i rounded(const float *a, __mmask16 there) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, a)));
+}
+
+/* to [(rows + 1) / 2][return value]: pairs of one column in two rows that follow each other. */
+static long pair_rows(const float *a, long lda, long rows, long columns, float *to) {
+    long ld = leading(columns);
+    for (long r = 0; r < rows; r += 2)
+        for (long c = 0; c < columns; c += LANES) {
+            long left = columns - c;
+            __mmask16 there = (__mmask16)(left >= 16 ? 0xFFFF : (1 << left) - 1);
+            __m512i first = rounded(a + r * lda + c, there);
+            __m512i second = rounded(a + (r + 1) * lda + c, r + 1 < rows ? there : 0);
+            _mm512_storeu_si512(to + r / 2 * ld + c, _mm512_or_si512(_mm512_slli_epi32(second, 16), first));
+        }
+    return ld;
+}
+#endif
+
+/* `pairs`: memory for what is rounded to bfloat16, or null for products in float32. */
+static void multiply(const Packed *w, const float *a, long lda, long rows, const Finish *f, float *pairs) {
+#ifdef __AVX512BF16__
+    if (pairs) {
+        lda = pair_columns(a, lda, rows, w->depth, pairs);
+        multiply_(w, pairs, lda, rows, f, 1);
+        return;
+    }
+#endif
+    (void)pairs;
+    multiply_(w, a, lda, rows, f, 0);
+}
+
+/* Add to the sums of a map's gradients, weights [out, padded][in, padded] and then bias, those of some rows: `grad` of
+ * its output and its input. */
+static void gradients(const Linear *map, const float *grad, long ldg, const float *input, long ldi, long rows,
+                      float *sums, float *pairs) {
+    long ld = padded(map->in, PAD), full = map->out / LANES * LANES;
+    float *bias = sums + padded(map->out, PAD) * ld;
     for (long o = 0; o < full; o += LANES) {
         vector sum = load(bias + o);
         for (long r = 0; r < rows; r++) sum += load(grad + r * ldg + o);
@@ -239,60 +314,101 @@ static void gradients(const Linear *map, const float *grad, long ldg, const floa
     }
     for (long o = full; o < map->out; o++)
         for (long r = 0; r < rows; r++) bias[o] += grad[r * ldg + o];
+#ifdef __AVX512BF16__
+    if (pairs) {
+        float *others = pairs + TILE / 2 * leading(map->out);
+        ldg = pair_rows(grad, ldg, rows, map->out, pairs);
+        ldi = pair_rows(input, ldi, rows, map->in, others);
+        sum_all(map, pairs, ldg, others, ldi, (rows + 1) / 2, sums, ld, 1);
+        return;
+    }
+#endif
+    (void)pairs;
+    sum_all(map, grad, ldg, input, ldi, rows, sums, ld, 0);
 }
 
 /* --- packing ---------------------------------------------------------------------------------------------------- */
 
-long NAMED(pack_bytes)(const Linear *map, int transposed, int bf16) {
-    (void)bf16;
+long NAMED(pack_bytes)(const Linear *map, int transposed) {
     long columns = transposed ? map->in : map->out, depth = transposed ? map->out : map->in;
     return padded(columns, PAD) * (depth + !transposed) * (long)sizeof(float);
 }
 
+/* Which rows of a panel count: the others are masked for all of its columns. */
+static void range_of(const Linear *map, int transposed, long column, long count, int *begin, int *end) {
+    *begin = 0, *end = (int)(transposed ? map->out : map->in);
+    if (map->reach && transposed) {
+        *begin = *end;
+        for (long i = column; i < column + count; i++) *begin = map->from[i] < *begin ? map->from[i] : *begin;
+    } else if (map->reach) {
+        *end = 0;
+        for (long o = column; o < column + count; o++) *end = map->reach[o] > *end ? map->reach[o] : *end;
+    }
+}
+
+INLINE float weight_at(const Linear *map, int transposed, long row, long column) {
+    return transposed ? map->weight[row * map->in + column] : map->weight[column * map->in + row];
+}
+
+#ifdef __AVX512BF16__
+static uint32_t bf16_of(float x) {
+    return (uint32_t)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
+}
+
+static void pack_pairs(const Linear *map, int transposed, Packed *to, long column, long count, uint32_t *values) {
+    for (long p = 0; p < to->depth; p += 2)
+        for (long j = 0; j < PANEL; j++) {
+            uint32_t first = 0, second = 0;
+            if (j < count) {
+                first = bf16_of(weight_at(map, transposed, p, column + j));
+                second = p + 1 < to->depth ? bf16_of(weight_at(map, transposed, p + 1, column + j)) : 0;
+            }
+            values[p / 2 * PANEL + j] = second << 16 | first;
+        }
+}
+#endif
+
 void NAMED(pack)(const Linear *map, int transposed, int bf16, Packed *to) {
-    (void)bf16;
-    long out = map->out, in = map->in;
     float *values = to->values;
-    to->columns = transposed ? in : out, to->depth = transposed ? out : in;
+    to->columns = transposed ? map->in : map->out, to->depth = transposed ? map->out : map->in;
     to->bias = 0;
     if (!transposed) {
         to->bias = values;
-        memset(values, 0, (size_t)padded(out, PAD) * sizeof(float));
-        memcpy(values, map->bias, (size_t)out * sizeof(float));
-        to->values = values += padded(out, PAD);
+        memset(values, 0, (size_t)padded(map->out, PAD) * sizeof(float));
+        memcpy(values, map->bias, (size_t)map->out * sizeof(float));
+        to->values = values += padded(map->out, PAD);
     }
-    for (long column = 0; column < to->columns; column += PANEL, values += to->depth * PANEL) {
+    for (long column = 0, panel = 0; column < to->columns; column += PANEL, panel++) {
         long count = to->columns - column < PANEL ? to->columns - column : PANEL;
-        int begin = 0, end = (int)to->depth;
-        if (map->reach && transposed) {
-            begin = end;
-            for (long i = column; i < column + count; i++) begin = map->from[i] < begin ? map->from[i] : begin;
-        } else if (map->reach) {
-            end = 0;
-            for (long o = column; o < column + count; o++) end = map->reach[o] > end ? map->reach[o] : end;
+        range_of(map, transposed, column, count, to->begin + panel, to->end + panel);
+#ifdef __AVX512BF16__
+        if (bf16) {
+            pack_pairs(map, transposed, to, column, count, (uint32_t *)values);
+            values += (to->depth + 1) / 2 * PANEL;
+            continue;
         }
-        to->begin[column / PANEL] = begin, to->end[column / PANEL] = end;
-        for (long p = begin; p < end; p++) {
+#endif
+        (void)bf16;
+        for (long p = to->begin[panel]; p < to->end[panel]; p++) {
             float *row = values + p * PANEL;
             if (transposed)
-                memcpy(row, map->weight + p * in + column, (size_t)count * sizeof(float));
+                memcpy(row, map->weight + p * map->in + column, (size_t)count * sizeof(float));
             else
-                for (long j = 0; j < count; j++) row[j] = map->weight[(column + j) * in + p];
+                for (long j = 0; j < count; j++) row[j] = weight_at(map, 0, p, column + j);
             for (long j = count; j < PANEL; j++) row[j] = 0;
         }
+        values += to->depth * PANEL;
     }
 }
 
 /* --- the network ------------------------------------------------------------------------------------------------ */
-
-enum { BUFFERS = 5 };
 
 typedef struct {
     const Pass *pass;
     const Network *net;
     const Linear *hidden, *gates, *last;
     long ld, lde, start, rows; /* leading dimensions of hidden layers and of the entrance; the rows of this tile */
-    float *entrance, *buffers[BUFFERS], *saved;
+    float *entrance, *buffers[BUFFERS], *saved, *pairs;
 } Tile;
 
 /* The input of the first map: x, drawn in smoothly to +-10, and the context. */
@@ -318,6 +434,7 @@ static Tile tile_of(const Pass *pass, float *scratch) {
     memset(scratch, 0, (size_t)(TILE * (BUFFERS * t.ld + t.lde)) * sizeof(float));
     for (int i = 0; i < BUFFERS; i++) t.buffers[i] = scratch + TILE * i * t.ld;
     t.entrance = scratch + TILE * BUFFERS * t.ld;
+    t.pairs = net->bf16 ? t.entrance + 2 * TILE * t.lde + TILE * net->outputs + PAD : 0;
     return t;
 }
 
@@ -335,12 +452,12 @@ static float *slot(const Tile *t, int i) { return t->saved + (long)i * TILE * t-
 static void open_gate(const Tile *t, int block, float *to) {
     const Linear *gate = t->gates + block;
     Finish f = {.active = to, .ld = t->ld, .kind = SIGMOID};
-    multiply(t->pass->forward + (gate - t->net->maps), t->entrance + t->net->inputs, t->lde, t->rows, &f);
+    multiply(t->pass->forward + (gate - t->net->maps), t->entrance + t->net->inputs, t->lde, t->rows, &f, t->pairs);
 }
 
 static void apply(const Tile *t, const Linear *map, const float *input, long ldi, Finish f) {
     f.ld = f.ld_out = t->ld, f.kind = t->net->activation;
-    multiply(t->pass->forward + (map - t->net->maps), input, ldi, t->rows, &f);
+    multiply(t->pass->forward + (map - t->net->maps), input, ldi, t->rows, &f, t->pairs);
 }
 
 static void forward_tile(Tile *t) {
@@ -370,7 +487,7 @@ static void forward_tile(Tile *t) {
     }
     Finish out = {.out = t->pass->out + t->start * net->outputs, .ld_out = net->outputs};
     out.rows = t->rows, out.columns = net->outputs;
-    multiply(t->pass->forward + (t->last - net->maps), a, t->ld, t->rows, &out);
+    multiply(t->pass->forward + (t->last - net->maps), a, t->ld, t->rows, &out, t->pairs);
 }
 
 void NAMED(mlp_forward)(const Pass *pass, long first, long last, float *scratch) {
@@ -392,7 +509,7 @@ static const float *active(const Tile *t, int i, float *buffer) {
 static void back(const Tile *t, const Linear *map, const float *grad, long ldg, Finish f) {
     f.ld = t->ld, f.kind = t->net->activation;
     if (!f.ld_out) f.ld_out = t->ld;
-    multiply(t->pass->backward + (map - t->net->maps), grad, ldg, t->rows, &f);
+    multiply(t->pass->backward + (map - t->net->maps), grad, ldg, t->rows, &f, t->pairs);
 }
 
 /* Through a gate: h + g v. Leaves the gradient of v in `grad_v`, that of the gate's argument in `grad_gate`. */
@@ -437,7 +554,7 @@ static void backward_tile(const Tile *t, float *sums, const long *offset, float 
     float *dh = t->buffers[0], *other = t->buffers[1], *dv = t->buffers[2], *gate = t->buffers[3], *a = t->buffers[4];
     int weights = sums != 0, entrance = t->pass->grad_x || t->pass->grad_context;
 #define GRADIENTS(map, g, ld_, in, ldi)                                                                                \
-    if (weights) gradients((map), (g), (ld_), (in), (ldi), t->rows, sums + offset[(map) - net->maps])
+    if (weights) gradients((map), (g), (ld_), (in), (ldi), t->rows, sums + offset[(map) - net->maps], t->pairs)
     if (entrance) memset(grad_entrance, 0, (size_t)(TILE * t->lde) * sizeof(float));
     GRADIENTS(t->last, grad, ldg, active(t, net->hidden, a), t->ld);
     back(t, t->last, grad, ldg, (Finish){.kept = slot(t, net->hidden), .out = dh});
@@ -458,7 +575,7 @@ static void backward_tile(const Tile *t, float *sums, const long *offset, float 
                 if (t->pass->grad_context) {
                     Finish f = {.ld = t->lde, .add = context, .out = context, .ld_out = t->lde};
                     f.rows = TILE, f.columns = net->context;
-                    multiply(t->pass->backward + (steer - net->maps), gate, t->ld, t->rows, &f);
+                    multiply(t->pass->backward + (steer - net->maps), gate, t->ld, t->rows, &f, t->pairs);
                 }
                 g = dv;
             }
@@ -472,7 +589,7 @@ static void backward_tile(const Tile *t, float *sums, const long *offset, float 
     GRADIENTS(net->maps, dh, t->ld, t->entrance, t->lde);
     if (!entrance) return;
     Finish f = {.ld = t->lde, .add = grad_entrance, .out = grad_entrance, .ld_out = t->lde};
-    multiply(t->pass->backward, dh, t->ld, t->rows, &f);
+    multiply(t->pass->backward, dh, t->ld, t->rows, &f, t->pairs);
     leave(t, grad_entrance);
 }
 
