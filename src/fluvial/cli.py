@@ -250,7 +250,9 @@ def simulate(
         str, typer.Argument(help="What to simulate: binaries, jets, muons or stars.", show_default=False)
     ],
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to simulate.")] = 100_000,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write; of stars, a folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Parquet file to write; of stars, a folder.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
     process: Annotated[str, typer.Option(help="Of jets and muons, their spectrum: ttbar or dy.")] = "ttbar",
 ) -> None:
