@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         build_flow,
         sbi_estimator,
     )
-    from fluvial.workflow import check_run, fit, list_runs, load, report_run, resume
+    from fluvial.workflow import check_run, fit, list_runs, load, report_run, resume, sample_shards
 
 __version__ = "0.1.0"
 
@@ -64,6 +64,7 @@ _HOME = {
     "load": "fluvial.workflow",
     "report_run": "fluvial.workflow",
     "resume": "fluvial.workflow",
+    "sample_shards": "fluvial.workflow",
     "sbi_estimator": "fluvial.flows",
 }
 
@@ -98,6 +99,7 @@ __all__ = [
     "load",
     "report_run",
     "resume",
+    "sample_shards",
     "sbi_estimator",
 ]
 

@@ -38,6 +38,7 @@ from fluvial.flows.build import architecture_options, default_architecture
 from fluvial.flows.mixed import SHARED, build_mixed_flow
 from fluvial.study_columns import ColumnSection, Section
 from fluvial.study_training import Seed, TrainingSection
+from fluvial.study_tuning import TuneSection
 
 Names = Annotated[list[str], Field(strict=False)]  # from Python, a tuple will do
 
@@ -185,6 +186,7 @@ class Study(Section):
     flow: dict[str, Any] = Field(default={})
     training: TrainingSection = TrainingSection()
     check: CheckSection = CheckSection()
+    tune: TuneSection | None = None
 
     @property
     def architecture(self) -> str:
