@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fluvial.words import read_part
+
 Shards = Annotated[
     int | None,
     typer.Option(min=1, help="Files to write, into a folder.", show_default="one for 16.8 million rows"),
@@ -19,49 +21,6 @@ Part = Annotated[
 ]
 Compression = Annotated[str, typer.Option(help="Of the shards: none, lz4 or zstd.")]
 Wide = Annotated[bool, typer.Option("--float64", help="Write the shards in float64, not float32.")]
-
-
-def is_folder(out: str) -> bool:
-    """Return whether an output is meant as a folder: it ends in a slash, or is one."""
-    return out.endswith("/") or Path(out).is_dir()
-
-
-def read_part(text: str | None) -> tuple[int, int]:
-    """Return ``i/n`` as two numbers; (0, 1) of nothing.
-
-    >>> read_part("3/8"), read_part(None)
-    ((3, 8), (0, 1))
-    """
-    from fluvial.errors import DataError
-
-    if text is None:
-        return 0, 1
-    first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-        raise DataError(f"--part: expected i/n with 0 ≤ i < n, such as 0/8; found {text!r}.")
-    return int(first), int(second)
-
-
-def read_given(given: list[str] | None) -> dict[str, float]:
-    """Return ``NAME=NUMBER`` options as a dictionary.
-
-    >>> read_given(["Z=0.001"])
-    {'Z': 0.001}
-    """
-    from fluvial.errors import DataError
-
-    values: dict[str, float] = {}
-    for text in given or []:
-        name, _, value = text.partition("=")
-        name = name.strip()
-        try:
-            number = float(value)  # of "NAME" alone, the value is "", and no number
-        except ValueError:
-            raise DataError(f"--given: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
-        if name in values:
-            raise DataError(f"--given: expected {name} once; found {values[name]:g} and {number:g}.")
-        values[name] = number
-    return values
 
 
 def sample(run: Path, out: str, *, contexts: Path | None, part: str | None, **options: Any) -> None:
@@ -90,7 +49,9 @@ class Pace:
     def show(self, done: int, total: int) -> None:
         """Show that so much of all has been done."""
         now, fraction = time.monotonic(), done / max(total, 1)
-        due = now - self.shown >= (0.5 if self.live else 30) or (not self.live and fraction >= self.fraction + 0.1)
+        due = now - self.shown >= (0.5 if self.live else 30) or (
+            not self.live and fraction >= self.fraction + 0.1
+        )
         if not due and done < total:
             return
         seconds = max(now - self.began, 1e-9)
@@ -122,7 +83,9 @@ def _err(text: str) -> None:
 
 def tune(
     study: Annotated[Path, typer.Argument(help="A study file with a section [tune].", show_default=False)],
-    runs: Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")] = Path(
+        "runs"
+    ),
     name: Annotated[
         str | None, typer.Option(help="Name of the search's folder.", show_default="STUDY-tune")
     ] = None,
@@ -152,11 +115,16 @@ def tune(
 
 
 def submit(
+    context: typer.Context,
     command: Annotated[
         list[str],
-        typer.Argument(help="The verb and what follows it, as in: fit study.toml --name a", show_default=False),
+        typer.Argument(
+            help="The verb and what follows it, as in: fit study.toml --name a", show_default=False
+        ),
     ],
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="A profile, from a TOML file.")] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="A profile, from a TOML file.")
+    ] = None,
     profiles: Annotated[
         Path | None,
         typer.Option(help="That file.", show_default="cluster.toml, or ~/.config/fluvial/cluster.toml"),
@@ -165,12 +133,15 @@ def submit(
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
     limit: Annotated[
-        str | None, typer.Option("--time", "-t", help="How long it may run at a time: 90 (minutes), 2:00:00, 1.5h.")
+        str | None,
+        typer.Option("--time", "-t", help="How long it may run at a time: 90 (minutes), 2:00:00, 1.5h."),
     ] = None,
     mem: Annotated[str | None, typer.Option(help="A node, such as 16G.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores of a process.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="A node.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="A fit on several is trained by all together.")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="A fit on several is trained by all together.")
+    ] = None,
     tasks: Annotated[
         int | None, typer.Option(min=1, help="Processes a node.", show_default="one, or one a GPU")
     ] = None,
@@ -178,10 +149,13 @@ def submit(
         str | None, typer.Option(help="How long before its end a job saves where it is.", show_default="2m")
     ] = None,
     array: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="Tasks that share it: of tune, or of sample into a folder.")
+        int | None,
+        typer.Option(min=1, max=100_000, help="Tasks that share it: of tune, or of sample into a folder."),
     ] = None,
     throttle: Annotated[int | None, typer.Option(min=1, help="Of an array, how many run at a time.")] = None,
-    jobs: Annotated[Path, typer.Option("--jobs", help="The folder for logs and descriptions.")] = Path("jobs"),
+    jobs: Annotated[Path, typer.Option("--jobs", help="The folder for logs and descriptions.")] = Path(
+        "jobs"
+    ),
     script: Annotated[
         bool, typer.Option("--script", help="Print the batch script of SLURM; submit nothing.")
     ] = False,
@@ -205,7 +179,8 @@ def submit(
     if not (script or htcondor):  # before anything is written
         require_slurm()
         require_partition(asked.partition)
-    job = prepared(command, asked, array=array, throttle=throttle, folder=jobs)
+    verbs: Any = context.find_root().command
+    job = prepared(command, verbs.commands, asked, array=array, throttle=throttle, folder=jobs)
     if script or htcondor:
         jobs.mkdir(parents=True, exist_ok=True)
         _out((scripts.condor_description if htcondor else scripts.sbatch_script)(job).rstrip("\n"))
@@ -221,7 +196,9 @@ def submit(
 
 
 def jobs(
-    folder: Annotated[Path, typer.Option("--jobs", help="The folder of fluvial submit --jobs.")] = Path("jobs"),
+    folder: Annotated[Path, typer.Option("--jobs", help="The folder of fluvial submit --jobs.")] = Path(
+        "jobs"
+    ),
     form: Annotated[str, typer.Option("--format", "-f", help="text, markdown or latex.")] = "text",
 ) -> None:
     """Show what has become of the jobs that were submitted."""

@@ -12,6 +12,7 @@ import typer
 
 from fluvial import at_scale
 from fluvial.apps.collider.commands import app as collider_app
+from fluvial.words import is_folder, read_given
 
 if TYPE_CHECKING:
     from fluvial.check import CheckResult
@@ -56,7 +57,8 @@ def fit(
         list[str] | None, typer.Option(help="Report to tensorboard or mlflow too; may be repeated.")
     ] = None,
     go_on: Annotated[
-        bool, typer.Option("--continue", help="Go on with the run of this --name if it is there; else begin it.")
+        bool,
+        typer.Option("--continue", help="Go on with the run of this --name if it is there; else begin it."),
     ] = False,
 ) -> None:
     """Train a density, check it, write the report. Ctrl-C stops early and keeps the best so far."""
@@ -112,7 +114,10 @@ def check(run: Run) -> None:
 def sample(
     run: Run,
     out: Annotated[
-        str, typer.Option("--out", "-o", help="Where to write: .parquet, .csv or .npy; or a folder, as in draws/.")
+        str,
+        typer.Option(
+            "--out", "-o", help="Where to write: .parquet, .csv or .npy; or a folder, as in draws/."
+        ),
     ],
     given: Annotated[
         list[str] | None,
@@ -131,13 +136,13 @@ def sample(
     from fluvial.data.readers import write_table
     from fluvial.workflow import load, sample_table
 
-    if at_scale.is_folder(out) or shards is not None or processes != 1 or part is not None:
+    if is_folder(out) or shards is not None or processes != 1 or part is not None:
         at_scale.sample(
-            run, out, given=at_scale.read_given(given), contexts=contexts, draws=draws, seed=seed, shards=shards,
+            run, out, given=read_given(given), contexts=contexts, draws=draws, seed=seed, shards=shards,
             processes=processes, part=part, compression=compression, wide=wide,
         )  # fmt: skip
         return
-    table = sample_table(load(run), given=at_scale.read_given(given), contexts=contexts, draws=draws, seed=seed)
+    table = sample_table(load(run), given=read_given(given), contexts=contexts, draws=draws, seed=seed)
     write_table(out, table)
     rows = len(next(iter(table.values())))
     _out(f"{rows:,} rows of {', '.join(table)} in {out}")

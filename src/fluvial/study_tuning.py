@@ -22,7 +22,9 @@ class Range(Section):
     low: int | float
     high: int | float
     log: bool = Field(default=False, description="evenly in the logarithm")
-    step: int | float | None = Field(default=None, description="only low, low + step, …; of a grid, its points")
+    step: int | float | None = Field(
+        default=None, description="only low, low + step, …; of a grid, its points"
+    )
     points: Annotated[int, Field(ge=2)] | None = Field(default=None, description="of a grid, how many")
 
     @model_validator(mode="after")
@@ -64,7 +66,7 @@ def _read_space(value: Any) -> Any:
         if len({(type(v), v) for v in value}) < len(value):
             raise ValueError(f"expected every value once; found {value!r:.80}")
         return list(value)
-    if isinstance(value, Mapping) or isinstance(value, Range):
+    if isinstance(value, (Mapping, Range)):
         return value
     raise ValueError(
         f"expected a list of values, or a range such as {{low = 2, high = 12}}; found {value!r:.80}"
@@ -81,14 +83,17 @@ class TuneSection(Section):
         default=None, description="fits in all; left out, 50, or all combinations of a grid"
     )
     sampler: Literal["tpe", "random", "grid"] = Field(
-        default="tpe", description="how trials are chosen: tpe learns from those before, grid takes all combinations"
+        default="tpe",
+        description="how trials are chosen: tpe learns from those before, grid takes all combinations",
     )
     pruner: Literal["median", "asha", "none"] = Field(
         default="none",
         description="which trials are ended early: those worse than the median of others at that point, or by successive "
         "halving",
     )
-    epochs: PositiveInt | None = Field(default=None, description="the budget of every trial, instead of the study's")
+    epochs: PositiveInt | None = Field(
+        default=None, description="the budget of every trial, instead of the study's"
+    )
     minutes: PositiveFloat | None = Field(
         default=None, description="or the same wall time for every trial: what is slow gets fewer epochs"
     )
@@ -107,15 +112,17 @@ class TuneSection(Section):
         for name in self.space:
             section, _, key = name.partition(".")
             if section not in ("flow", "training") or not key or "." in key:
-                raise ValueError(
-                    f'space: expected "flow.OPTION" or "training.OPTION"; found {name!r}'
-                )
+                raise ValueError(f'space: expected "flow.OPTION" or "training.OPTION"; found {name!r}')
             if name in ("training.epochs", "training.steps", "training.minutes"):
-                raise ValueError(f"space: {name} is the budget, which epochs or minutes of [tune] set for all trials")
+                raise ValueError(
+                    f"space: {name} is the budget, which epochs or minutes of [tune] set for all trials"
+                )
         if self.sampler == "grid":
             for name, values in self.space.items():
                 if isinstance(values, Range) and values.step is None and values.points is None:
-                    raise ValueError(f'space: {name}: of a grid expected "points" or "step" of a range, or a list')
+                    raise ValueError(
+                        f'space: {name}: of a grid expected "points" or "step" of a range, or a list'
+                    )
         return self
 
     def combinations(self) -> list[dict[str, Choice]]:

@@ -1,23 +1,28 @@
-"""From a command line to a job that may be begun any number of times: checked, named and prepared before it waits in a queue."""
+"""From a command line to a job that may be begun any number of times, checked and prepared before it waits in a queue."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from fluvial.errors import RunError
+from fluvial.errors import RunError, nearest
 from fluvial.launch.job import TASK, TASKS, Job
 from fluvial.launch.profile import Profile
+from fluvial.words import is_folder, read_given
 
 
 def prepared(
-    command: Sequence[str], profile: Profile, *, array: int | None, throttle: int | None, folder: Path
+    command: Sequence[str],
+    verbs: Mapping[str, Any],
+    profile: Profile,
+    *,
+    array: int | None,
+    throttle: int | None,
+    folder: Path,
 ) -> Job:
-    """Return the job of a command of fluvial.
+    """Return the job of a command of fluvial; ``verbs`` are the commands of its command line, by name.
 
     A fit gets a name for its run, a search its journal, a bulk sampling its manifest: what is wrong with a study or with
     contexts is found now.
@@ -30,6 +35,9 @@ def prepared(
         What the command itself would raise at its beginning.
     """
     verb, args = command[0], list(command[1:])
+    possible = [name for name in verbs if name not in _HERE]
+    if verb not in possible:
+        raise RunError(f"submit: {verb!r} is not a verb that a cluster can run{nearest(verb, possible)}")
     prepare = {"fit": _fit, "tune": _tune, "sample": _sample}.get(verb, _other)
     if array and prepare not in (_tune, _sample):
         raise RunError(f"--array: expected tune, or sample into a folder; {verb} has no parts to share.")
@@ -37,30 +45,37 @@ def prepared(
         raise RunError("--throttle: expected --array beside it.")
     if profile.nodes * profile.tasks_per_node > 1 and prepare is not _fit:
         raise RunError(
-            f"--nodes, --tasks: several processes train one fit together; {verb} is shared by --array, or by --processes or "
-            "--workers on one node."
+            f"--nodes, --tasks: several processes train one fit together; {verb} is shared by --array, or by "
+            "--processes or --workers on one node."
         )
-    words, what, run = prepare(verb, args, array, folder)
-    return Job(words, f"fluvial-{verb}-{what}"[:60].rstrip("-"), profile, folder, array, throttle, run)
+    options = _parsed(verb, args, verbs[verb])
+    words, what, run = prepare(args, options, array, folder)
+    return Job(
+        [verb, *words], f"fluvial-{verb}-{what}"[:60].rstrip("-"), profile, folder, array, throttle, run
+    )
 
 
-def _parsed(verb: str, args: list[str]) -> dict[str, Any]:
+#: Verbs for whoever sits in front of them.
+_HERE = ("submit", "jobs", "explore")
+
+
+def _parsed(verb: str, args: list[str], command: Any) -> dict[str, Any]:
     """Return the options of a verb as its own command reads them; what it does not know is an error of usage now."""
-    from fluvial.cli import app
-
-    group: Any = typer.main.get_command(app)
-    with group.commands[verb].make_context(f"fluvial {verb}", list(args)) as context:
+    if hasattr(command, "commands"):  # of collider, the verb is one further on
+        return {}
+    with command.make_context(f"fluvial {verb}", list(args)) as context:
         return dict(context.params)
 
 
-def _fit(verb: str, args: list[str], array: int | None, folder: Path) -> tuple[list[str], str, str | None]:
+def _fit(
+    args: list[str], options: Mapping[str, Any], array: int | None, folder: Path
+) -> tuple[list[str], str, str | None]:
     from fluvial.record import RunFolder, check_new
     from fluvial.study import read_study
 
-    options = _parsed(verb, args)
     if options["resume"] is not None:
         RunFolder.open(options["resume"])
-        return [verb, *args], Path(options["resume"]).name, str(options["resume"])
+        return args, Path(options["resume"]).name, str(options["resume"])
     if options["study"] is None:
         raise RunError("submit fit: expected a study, or --resume with a run folder.")
     read_study(options["study"])
@@ -72,7 +87,7 @@ def _fit(verb: str, args: list[str], array: int | None, folder: Path) -> tuple[l
         check_new(runs, name)
     if not options["go_on"]:
         args = [*args, "--continue"]
-    return [verb, *args], name, str(runs / name)
+    return args, name, str(runs / name)
 
 
 def _free(stem: str, runs: Path, folder: Path) -> str:
@@ -88,21 +103,22 @@ def _free(stem: str, runs: Path, folder: Path) -> str:
     return f"{stem}-{number}"
 
 
-def _tune(verb: str, args: list[str], array: int | None, folder: Path) -> tuple[list[str], str, str | None]:
+def _tune(
+    args: list[str], options: Mapping[str, Any], array: int | None, folder: Path
+) -> tuple[list[str], str, str | None]:
     from fluvial.tune import open_journal, read_search
 
-    options = _parsed(verb, args)
     search = read_search(options["study"], options["runs"], options["name"])
     open_journal(search)
-    return [verb, *args, *(["--worker", TASK] if array else [])], search.stem, str(search.folder)
+    return [*args, *(["--worker", TASK] if array else [])], search.stem, str(search.folder)
 
 
-def _sample(verb: str, args: list[str], array: int | None, folder: Path) -> tuple[list[str], str, str | None]:
-    from fluvial.at_scale import is_folder, read_given
+def _sample(
+    args: list[str], options: Mapping[str, Any], array: int | None, folder: Path
+) -> tuple[list[str], str, str | None]:
     from fluvial.workflow import load
     from fluvial.workflow.bulk import prepare_shards
 
-    options = _parsed(verb, args)
     out = options["out"]
     bulk = is_folder(out) or options["shards"] is not None
     if array and not bulk:
@@ -120,15 +136,10 @@ def _sample(verb: str, args: list[str], array: int | None, folder: Path) -> tupl
             compression=options["compression"],
             wide=options["wide"],
         )
-    return [verb, *args, *(["--part", f"{TASK}/{TASKS}"] if array else [])], Path(out).name, None
+    return [*args, *(["--part", f"{TASK}/{TASKS}"] if array else [])], Path(out).name, None
 
 
-def _other(verb: str, args: list[str], array: int | None, folder: Path) -> tuple[list[str], str, str | None]:
-    from fluvial.cli import app
-    from fluvial.errors import nearest
-
-    group: Any = typer.main.get_command(app)
-    if verb not in group.commands or verb in ("submit", "jobs", "explore"):
-        known = [name for name in group.commands if name not in ("submit", "jobs", "explore")]
-        raise RunError(f"submit: {verb!r} is not a verb that a cluster can run{nearest(verb, known)}")
-    return [verb, *args], args[0] if args else "", None
+def _other(
+    args: list[str], options: Mapping[str, Any], array: int | None, folder: Path
+) -> tuple[list[str], str, str | None]:
+    return args, next((Path(word).stem for word in args if not word.startswith("-")), ""), None

@@ -1,11 +1,11 @@
 """Search over studies: every trial is a run folder, trials are chosen by Optuna, workers share a journal.
 
-    runs/STUDY-tune/
-      journal.log          the trials, as optuna-dashboard reads them
-      trial-0000/ …        run folders like any other
-      trials.txt .tex      the table: loss, how fast it fell, runtime
-      importance.png, parallel.png
-      best.toml            the study with the best options, for ``fluvial fit``
+runs/STUDY-tune/
+  journal.log          the trials, as optuna-dashboard reads them
+  trial-0000/ …        run folders like any other
+  trials.txt .tex      the table: loss, how fast it fell, runtime
+  importance.png, parallel.png
+  best.toml            the study with the best options, for ``fluvial fit``
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Search:
             training = values.setdefault("training", {})
             for key in ("epochs", "steps", "minutes"):
                 training.pop(key, None)
-            training |= {"epochs": self.section.epochs} if self.section.epochs else {"minutes": self.section.minutes}
+            training |= (
+                {"epochs": self.section.epochs} if self.section.epochs else {"minutes": self.section.minutes}
+            )
         return values
 
 
@@ -88,7 +90,9 @@ def read_search(study: str | Path, runs: str | Path = "runs", name: str | None =
     values = tomllib.loads(text)
     values["data"]["source"] = absolute_source(source_beside(parsed.data.source, path.parent))
     if parsed.training.start:
-        values["training"]["start"] = str(find_start(parsed.training.start, path.parent, Path(runs)).resolve())
+        values["training"]["start"] = str(
+            find_start(parsed.training.start, path.parent, Path(runs)).resolve()
+        )
     search = Search(parsed, values, folder, path.stem)
     corners = parsed.tune.corners()
     for architecture in corners.get("flow.architecture", [None]):
@@ -169,7 +173,9 @@ def tune(
 
 def _work(search: Search, journal: Journal, tell: Callable[[str], None]) -> None:
     while (trial := journal.claim()) is not None:
-        shown = ", ".join(f"{short} {_text(trial.params[name])}" for name, short in short_names(search).items())
+        shown = ", ".join(
+            f"{short} {_text(trial.params[name])}" for name, short in short_names(search).items()
+        )
         tell(f"trial {trial.number} of {search.section.number}: {shown}")
         try:
             loss = _make(search, journal, trial)
@@ -233,7 +239,18 @@ def _together(study: str | Path, runs: Path, name: str, workers: int) -> None:
     """Run workers as processes of their own; pass signals on to them."""
     threads = max(1, torch.get_num_threads() // workers)
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "fluvial", "tune", str(study), "--runs", str(runs), "--name", name, "--worker"]
+    command = [
+        sys.executable,
+        "-m",
+        "fluvial",
+        "tune",
+        str(study),
+        "--runs",
+        str(runs),
+        "--name",
+        name,
+        "--worker",
+    ]
     children = [
         subprocess.Popen([*command, str(i)], env=os.environ | environment, start_new_session=True)
         for i in range(workers)
@@ -255,18 +272,22 @@ def _together(study: str | Path, runs: Path, name: str, workers: int) -> None:
     if received:
         if received[0] == signal.SIGINT:
             raise KeyboardInterrupt
-        raise Terminated(f"stopped by {signal.Signals(received[0]).name}; the same command goes on.", received[0])
+        raise Terminated(
+            f"stopped by {signal.Signals(received[0]).name}; the same command goes on.", received[0]
+        )
     if bad := [code for code in codes if code]:
         raise RunError(
-            f"{len(bad)} of {workers} workers ended with exit code {bad[0]}; see what they said above. Trials that are made "
-            "stay made: the same command goes on."
+            f"{len(bad)} of {workers} workers ended with exit code {bad[0]}; see what they said above. Trials that are "
+            "made stay made: the same command goes on."
         )
 
 
 def short_names(search: Search) -> dict[str, str]:
     """Return what to call each option in a table: without its section, where that is clear."""
     last = [name.partition(".")[2] for name in search.section.space]
-    return {name: s if last.count(s) == 1 else name for name, s in zip(search.section.space, last, strict=True)}
+    return {
+        name: s if last.count(s) == 1 else name for name, s in zip(search.section.space, last, strict=True)
+    }
 
 
 def rows_of(search: Search, journal: Journal) -> list[dict[str, Any]]:
@@ -277,9 +298,15 @@ def rows_of(search: Search, journal: Journal) -> list[dict[str, Any]]:
         path = search.folder / trial.user_attrs.get("run", "")
         of_run = result_row(RunFolder(path)) if (path / RECORD).exists() else {}
         options = {short: trial.params.get(name) for name, short in shorts.items()}
-        row = {"trial": trial.number, **options, **{name: of_run.get(name) for name in SHOWN if name != "state"}}
+        row = {
+            "trial": trial.number,
+            **options,
+            **{name: of_run.get(name) for name in SHOWN if name != "state"},
+        }
         rows.append({**row, "state": trial.state.name.lower(), "run": str(path)})
-    return sorted(rows, key=lambda r: (r["state"] != "complete", r["best_loss"] is None, r["best_loss"] or 0.0))
+    return sorted(
+        rows, key=lambda r: (r["state"] != "complete", r["best_loss"] is None, r["best_loss"] or 0.0)
+    )
 
 
 def columns_of(search: Search) -> list[str]:
@@ -305,9 +332,10 @@ def write_results(search: Search, journal: Journal) -> list[dict[str, Any]]:
         write_atomically(folder / "importance.png", png(importance_bars(bars, len(done))))
     if len(done) > 1:
         log = [s for n, s in shorts.items() if getattr(search.section.space[n], "log", False)]
+        even = [s for n, s in shorts.items() if isinstance(search.section.space[n], list)]
         options = {s: [r[s] for r in done] for s in shorts.values()}
         losses = [r["best_loss"] for r in done]
-        write_atomically(folder / "parallel.png", png(parallel_coordinates(options, losses, log)))
+        write_atomically(folder / "parallel.png", png(parallel_coordinates(options, losses, log, even)))
     return rows
 
 

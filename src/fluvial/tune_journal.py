@@ -77,7 +77,9 @@ class Journal:
         lock = kinds[working_lock(folder)]
         self.folder, self.section, self.worker = folder, section, worker
         self.path = folder / JOURNAL
-        (folder / "claims").touch()  # what is locked has to be there, or a lock that was left behind is never broken
+        (
+            folder / "claims"
+        ).touch()  # what is locked has to be there, or a lock that was left behind is never broken
         self._claims = lock(str(folder / "claims"))
         backend = journal.JournalFileBackend(str(self.path), lock_obj=lock(str(self.path)))
         with self._claiming():
@@ -152,7 +154,9 @@ class Journal:
             elif self.section.sampler == "grid":
                 out[name] = kinds.CategoricalDistribution(tuple(space.grid()))
             elif space.whole:
-                out[name] = kinds.IntDistribution(space.low, space.high, log=space.log, step=int(space.step or 1))
+                out[name] = kinds.IntDistribution(
+                    space.low, space.high, log=space.log, step=int(space.step or 1)
+                )
             else:
                 low, high = float(space.low), float(space.high)
                 out[name] = kinds.FloatDistribution(low, high, log=space.log, step=space.step)
@@ -182,7 +186,7 @@ class Journal:
         return time.time() - latest > SILENCE
 
     def importances(self) -> dict[str, float]:
-        """Return how much of the loss each option decides, by PED-ANOVA (Watanabe et al. 2023); of too few trials, none."""
+        """Return how much of the loss each option decides, by PED-ANOVA (Watanabe et al. 2023); of few trials, none."""
         state = self.optuna.trial.TrialState.COMPLETE
         values = [t.value for t in self.study.get_trials(deepcopy=False, states=(state,))]
         if len(values) < 8 or max(values) == min(values):

@@ -61,7 +61,11 @@ class Job:
     def launcher(self) -> list[str]:
         """What starts fluvial on a node: Python, in a container if the profile names one."""
         profile = self.profile
-        inside = ["apptainer", "exec", *(["--nv"] if profile.gpus else []), profile.container] if profile.container else []
+        inside = (
+            ["apptainer", "exec", *(["--nv"] if profile.gpus else []), profile.container]
+            if profile.container
+            else []
+        )
         return [*inside, profile.python or ("python3" if profile.container else sys.executable)]
 
     @property

@@ -29,14 +29,18 @@ def list_jobs(folder: Path) -> list[dict[str, Any]]:
     """
     queue = _queue()
     rows = []
-    described = [json.loads(p.read_bytes()) for p in folder.glob("*.json") if not p.name.endswith(".end.json")]
+    described = [
+        json.loads(p.read_bytes()) for p in folder.glob("*.json") if not p.name.endswith(".end.json")
+    ]
     for facts in sorted(described, key=lambda f: -f["submitted"]):
         tasks = [f"{facts['id']}_{i}" for i in range(facts["array"])] if facts["array"] else [facts["id"]]
         rows += [_row(facts, task, queue, folder) for task in tasks]
     return rows
 
 
-def _row(facts: Mapping[str, Any], task: str, queue: Mapping[str, Mapping[str, str]], folder: Path) -> dict[str, Any]:
+def _row(
+    facts: Mapping[str, Any], task: str, queue: Mapping[str, Mapping[str, str]], folder: Path
+) -> dict[str, Any]:
     end = _end(folder / f"{task}.end.json")
     now = queue.get(task)
     state, note = "ended", ""
@@ -45,7 +49,11 @@ def _row(facts: Mapping[str, Any], task: str, queue: Mapping[str, Mapping[str, s
         note = _NOTES.get(now["state"], "" if now["reason"] in ("None", "") else now["reason"])
     elif end is None:
         note = "nothing was written of its end: killed, or cancelled; see its log"
-    if end is not None and (now is None or now["state"] in ("COMPLETED", "FAILED", "COMPLETING")) and not end["requeued"]:
+    if (
+        end is not None
+        and (now is None or now["state"] in ("COMPLETED", "FAILED", "COMPLETING"))
+        and not end["requeued"]
+    ):
         state = "finished" if end["code"] == 0 else "failed"
         note = "" if end["code"] == 0 else f"exit code {end['code']}; see {folder / f'{task}_0_log.out'}"
     if facts["run"] and not note:
@@ -72,7 +80,9 @@ def _queue() -> dict[str, dict[str, str]]:
         return {}
     out = {}
     form = "ArrayJobID:|,ArrayTaskID:|,JobID:|,State:|,TimeUsed:|,Reason:|,RestartCnt:"
-    for line in ask("squeue", "--me", "--array", "--states", "all", "--noheader", "--Format", form).splitlines():
+    for line in ask(
+        "squeue", "--me", "--array", "--states", "all", "--noheader", "--Format", form
+    ).splitlines():
         array, index, number, state, ran, reason, restarts = (part.strip() for part in line.split("|"))
         name = f"{array}_{index}" if index.isdecimal() else number
         out[name] = {"state": state, "ran": ran, "reason": reason, "restarts": restarts}

@@ -33,8 +33,12 @@ class Profile(BaseModel):
     mem: str | None = Field(default=None, description="a node, such as 16G")
     modules: list[str] = Field(default=[], description="loaded before anything is run")
     setup: list[str] = Field(default=[], description="lines of shell that are run first")
-    container: str | None = Field(default=None, description="an image that the command is run in, by apptainer")
-    python: str | None = Field(default=None, description="of the environment with fluvial; this one if left out")
+    container: str | None = Field(
+        default=None, description="an image that the command is run in, by apptainer"
+    )
+    python: str | None = Field(
+        default=None, description="of the environment with fluvial; this one if left out"
+    )
     warning: str | int = Field(default="2m", description="how long before its end a job is told to stop")
     options: dict[str, str | int | bool] = Field(default={}, description="further options of sbatch, by name")
 
@@ -47,12 +51,14 @@ class Profile(BaseModel):
     def seconds(self) -> int:
         """The wall time; raises :class:`~fluvial.errors.RunError` if there is none, or it is too short to be of use."""
         if self.time is None:
-            raise RunError("--time: expected how long the job may run, there or in the profile, such as 2:00:00.")
+            raise RunError(
+                "--time: expected how long the job may run, there or in the profile, such as 2:00:00."
+            )
         limit, warning = seconds_of(self.time), self.warning_seconds
         if limit < warning + 60:
             raise RunError(
                 f"--time: {limit} s leave no time for one checkpoint: the job is told to stop {warning} s before its end "
-                f"(warning), and the scheduler's clock goes by minutes. Expected at least {warning + 60} s, better much more."
+                f"(warning), and the scheduler's clock goes by minutes. Expected at least {warning + 60} s; better hours."
             )
         return limit
 
@@ -107,5 +113,7 @@ def _read(file: Path | None) -> tuple[dict[str, dict[str, Any]], str]:
         raise RunError(f"{path} could not be read as TOML: {error}.") from error
     for name, value in content.items():
         if not isinstance(value, dict):
-            raise RunError(f"{path}: expected profiles, such as [gpu]; found the key {name!r} outside of any.")
+            raise RunError(
+                f"{path}: expected profiles, such as [gpu]; found the key {name!r} outside of any."
+            )
     return content, str(path)

@@ -36,7 +36,9 @@ def sbatch_script(job: Job) -> str:
     if job.array:
         options["array"] = f"0-{job.array - 1}" + (f"%{job.throttle}" if job.throttle else "")
     options |= {"output": str(job.folder / log), "open-mode": "append"}
-    head = [f"#SBATCH --{k}" if v is True else f"#SBATCH --{k}={shlex.quote(str(v))}" for k, v in options.items()]
+    head = [
+        f"#SBATCH --{k}" if v is True else f"#SBATCH --{k}={shlex.quote(str(v))}" for k, v in options.items()
+    ]
     exports = " ".join(f"{k}={shlex.quote(v)}" for k, v in job.environment.items())
     return "\n".join(
         [
@@ -54,7 +56,8 @@ def sbatch_script(job: Job) -> str:
             f"srun {job.shell('$SLURM_ARRAY_TASK_ID')}",
             "code=$?",
             f"case $code in {'|'.join(map(str, AGAIN))})",
-            '  [ "$(squeue --noheader --jobs $SLURM_JOB_ID --format %T)" = RUNNING ] && scontrol requeue $SLURM_JOB_ID ;;',
+            '  [ "$(squeue --noheader --jobs $SLURM_JOB_ID --format %T)" = RUNNING ] &&',
+            "    scontrol requeue $SLURM_JOB_ID ;;",
             "esac",
             "exit $code",
             "",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -35,14 +38,14 @@ def submit(job: Job) -> str:
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"--jobs: could not make {job.folder}: {error.strerror or error}.") from error
-    executor = submitit.SlurmExecutor(folder=job.folder.resolve(), python=_words(job))
+    executor = submitit.SlurmExecutor(folder=job.folder.resolve(), python=shlex.join(job.launcher))
     options = sbatch_options(job)
     name, nodes, tasks = (options.pop(k) for k in ("job-name", "nodes", "ntasks-per-node"))
     executor.update_parameters(
         job_name=name,
         nodes=nodes,
         ntasks_per_node=tasks,
-        setup=[*(f"module load {m}" for m in job.profile.modules), *job.profile.setup],
+        setup=[*(f"module load {shlex.quote(m)}" for m in job.profile.modules), *job.profile.setup],
         additional_parameters=options,
         array_parallelism=job.throttle or job.array or 1,
         stderr_to_stdout=True,
@@ -57,11 +60,12 @@ def submit(job: Job) -> str:
         for i in range(job.array or 1)
     ]
     try:
-        if job.array:
-            with executor.batch():
-                submitted = [executor.submit(work) for work in works]
-        else:
-            submitted = [executor.submit(works[0])]
+        with contextlib.redirect_stderr(io.StringIO()):  # it is in the error, too
+            if job.array:
+                with executor.batch():
+                    submitted = [executor.submit(work) for work in works]
+            else:
+                submitted = [executor.submit(works[0])]
     except submitit.core.utils.FailedJobError as error:
         raise RunError(f"SLURM refused the job: {_said(str(error))}") from error
     number = submitted[0].job_id.partition("_")[0]
@@ -78,19 +82,15 @@ def submit(job: Job) -> str:
     return number
 
 
-def _words(job: Job) -> str:
-    import shlex
-
-    return shlex.join(job.launcher)
-
-
 def require_slurm() -> None:
     """Raise :class:`~fluvial.errors.RunError` unless SLURM's commands are here and answer."""
-    missing = [name for name in ("sbatch", "srun", "squeue", "sinfo", "scontrol") if shutil.which(name) is None]
+    missing = [
+        name for name in ("sbatch", "srun", "squeue", "sinfo", "scontrol") if shutil.which(name) is None
+    ]
     if missing:
         raise RunError(
-            f"There is no SLURM here: {', '.join(missing)} not found. Submit from a login node of the cluster; or print the "
-            "batch script with --script, and submit that there."
+            f"There is no SLURM here: {', '.join(missing)} not found. Submit from a login node of the cluster; or "
+            "print the batch script with --script, and submit that there."
         )
 
 
@@ -116,5 +116,7 @@ def ask(*command: str) -> str:
 
 def _said(text: str) -> str:
     """Return what SLURM's commands complained of, in one line."""
-    lines = [line.strip() for line in text.splitlines() if "error:" in line or "fatal:" in line] or [text.strip()]
+    lines = [line.strip() for line in text.splitlines() if "error:" in line or "fatal:" in line] or [
+        text.strip()
+    ]
     return "; ".join(dict.fromkeys(line.partition("error: ")[2] or line for line in lines))[:400]

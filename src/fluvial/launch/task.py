@@ -41,8 +41,6 @@ class Task:
         if os.environ.get("SLURM_PROCID", "0") == "0":
             again = code in AGAIN and requeued(os.environ["SLURM_JOB_ID"])
             self._write_down(code, again=again)
-            if again:
-                time.sleep(120)  # until SLURM ends this attempt
         if code:
             sys.exit(code)
         return code
@@ -52,7 +50,12 @@ class Task:
         array = env.get("SLURM_ARRAY_JOB_ID")
         name = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
         path = Path(self.folder) / f"{name}.end.json"
-        facts = {"code": code, "requeued": again, "restarts": int(env.get("SLURM_RESTART_COUNT", "0")), "at": time.time()}
+        facts = {
+            "code": code,
+            "requeued": again,
+            "restarts": int(env.get("SLURM_RESTART_COUNT", "0")),
+            "at": time.time(),
+        }
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
         os.replace(temporary, path)

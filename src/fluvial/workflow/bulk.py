@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -130,11 +129,15 @@ def sample_shards(
     began = time.perf_counter()
     folder = Path(out)
     _check_numbers(draws=draws, processes=processes, shards=shards, part=part, compression=compression)
-    plan = _planned(density, folder, contexts, given, draws, seed, shards, max(processes, part[1]), compression, wide)
+    if part[1] > 1 and seed is None and read_plan(folder) is None:
+        raise DataError("--part: expected --seed beside it, so that all tasks draw of one.")
+    plan = _planned(
+        density, folder, contexts, given, draws, seed, shards, max(processes, part[1]), compression, wide
+    )
     for name, number in plan.outside.items():
         tell(
-            f"{name}: {number:,} of {plan.context_rows:,} contexts are outside the range of the table that the density was "
-            "fitted to: what it says there is a guess"
+            f"{name}: {number:,} of {plan.context_rows:,} contexts are outside the range of the table that the density "
+            "was fitted to: what it says there is a guess"
         )
     todo, kept = [], 0
     for shard in plan.mine(part):
@@ -154,7 +157,9 @@ def sample_shards(
             if processes == 1 or len(todo) < 2:
                 _alone(density, plan, todo, folder, lambda done: advance(done, rows))
             else:
-                _together(plan, todo, folder, min(processes, len(todo)), lambda done: advance(done, rows), stop)
+                _together(
+                    plan, todo, folder, min(processes, len(todo)), lambda done: advance(done, rows), stop
+                )
         except Terminated as error:
             raise Terminated(
                 f"{folder}: stopped by {error.signal.name}; finished shards are kept: the same command goes on.",
@@ -190,7 +195,11 @@ def prepare_shards(density: Density, out: str | Path, **options: Any) -> Plan:
 def _check_numbers(
     *, draws: int, processes: int, shards: int | None, part: tuple[int, int], compression: str
 ) -> None:
-    for name, value in (("draws", draws), ("processes", processes), ("shards", 1 if shards is None else shards)):
+    for name, value in (
+        ("draws", draws),
+        ("processes", processes),
+        ("shards", 1 if shards is None else shards),
+    ):
         if value < 1:
             raise DataError(f"Expected {name} of at least 1; got {value}.")
     if not 0 <= part[0] < part[1]:
@@ -218,7 +227,9 @@ def _planned(
         given_context(density, given or {})
     found = read_plan(folder)
     if found is None and folder.exists() and any(folder.iterdir()):
-        raise RunError(f"Expected {folder} to be new, or begun by this command; found a folder of other files.")
+        raise RunError(
+            f"Expected {folder} to be new, or begun by this command; found a folder of other files."
+        )
     if seed is None:
         seed = found.seed if found else int(np.random.SeedSequence().entropy) % 2**63  # type: ignore[arg-type]
     plan = make_plan(
@@ -231,6 +242,7 @@ def _planned(
         least_shards=least_shards,
         compression=compression,
         wide=wide,
+        like=found,
     )
     if found is not None:
         require_same(found, plan, folder)
@@ -278,7 +290,9 @@ _worker: dict[str, Any] = {}
 
 
 def _begin(run: str, threads: int, counter: Any) -> None:
-    for number in handled():  # sent to the whole group by a terminal or a scheduler; the parent decides what they mean
+    for (
+        number
+    ) in handled():  # sent to the whole group by a terminal or a scheduler; the parent decides what they mean
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     torch.set_num_threads(threads)
     density = Density.load(run)
@@ -316,8 +330,8 @@ def _together(
             if stop.signal is not None:
                 raise Terminated(f"stopped by {stop.signal.name}", stop.signal) from None
             raise RunError(
-                f"{folder}: a process that drew has been killed, for want of memory most likely; finished shards are kept. "
-                "Give the same command again, with fewer --processes."
+                f"{folder}: a process that drew has been killed, for want of memory most likely; finished shards are "
+                "kept. Give the same command again, with fewer --processes."
             ) from None
 
 
@@ -329,8 +343,7 @@ def _pool(processes: int, context: Any, first: tuple[Any, ...]) -> Iterator[Proc
         yield pool
     except BaseException:
         for process in list((pool._processes or {}).values()):  # what they draw would be thrown away
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
+            process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()

@@ -1,8 +1,8 @@
 """What a bulk sampling is to draw, in blocks and shards: a plan that any process makes the same rows of.
 
-Rows are counted context by context: row r is draw ``r % draws`` at context ``r // draws``. They are drawn in **blocks** of
-at most :data:`BLOCK` rows: whole contexts where they fit, else parts of one. Block b has a random generator of its own,
-seeded by the plan's seed and by b alone, so a row does not depend on which process draws it, nor on how blocks are
+Rows are counted context by context: row r is draw ``r % draws`` at context ``r // draws``. They are drawn in **blocks**
+of at most :data:`BLOCK` rows: whole contexts where they fit, else parts of one. Block b has a random generator of its
+own, seeded by the plan's seed and by b alone, so a row does not depend on which process draws it, nor on how blocks are
 gathered into **shards**, the files.
 """
 
@@ -31,7 +31,7 @@ FORMAT = 1
 #: Starts with an underscore, as libraries that read a folder of Parquet files leave such names alone.
 MANIFEST = "_manifest.json"
 #: Rows of a block, and numbers of the contexts of one.
-BLOCK, CONTEXT_NUMBERS = 2**16, 2**22
+BLOCK, CONTEXT_NUMBERS = 2**14, 2**22
 #: Rows of a shard, where the number of shards is left open.
 SHARD_ROWS = 2**24
 #: Rows that are looked at together before drawing begins.
@@ -129,8 +129,9 @@ def make_plan(
     least_shards: int,
     compression: str,
     wide: bool,
+    like: Plan | None = None,
 ) -> Plan:
-    """Look at every context once, and return what is to be drawn.
+    """Look at every context once, and return what is to be drawn; ``like`` is a plan for which that has been done.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def make_plan(
     else:
         table = ContextTable(source, density.schema.context)
         rows = table.reader.rows()
-        outside = table.check(density.context_range)
+        outside = like.outside if like else table.check(density.context_range)
         contexts = {"rows": rows, **_ends(table.reader.parts())}
     width = sum(c.length or 1 for c in density.schema.context) or 1
     per_block = 0 if draws > BLOCK else max(1, min(BLOCK // draws, CONTEXT_NUMBERS // width))
@@ -285,12 +286,16 @@ def read_plan(folder: Path) -> Plan | None:
     try:
         value = json.loads(path.read_bytes())
         if value["format"] > FORMAT:
-            raise RunError(f"{path} has format {value['format']}; this fluvial reads up to {FORMAT}. Update it.")
+            raise RunError(
+                f"{path} has format {value['format']}; this fluvial reads up to {FORMAT}. Update it."
+            )
         return Plan(**value["plan"])
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error}); remove it, and all that is in {folder}, or restore it.") from error
+        raise RunError(
+            f"{path} is damaged ({error}); remove it, and all that is in {folder}, or restore it."
+        ) from error
 
 
 def require_same(found: Plan, asked: Plan, folder: Path) -> None:

@@ -30,7 +30,9 @@ GROUP = 2**20
 _FEW = 256
 
 
-def make_shard(density: Density, plan: Plan, shard: int, folder: Path, advance: Callable[[int], None]) -> None:
+def make_shard(
+    density: Density, plan: Plan, shard: int, folder: Path, advance: Callable[[int], None]
+) -> None:
     """Draw a shard into a hidden file, give it its name, and write down what it is.
 
     ``advance`` is told of rows as they are drawn.
@@ -89,7 +91,9 @@ def _write(file: Any, density: Density, plan: Plan, blocks: range, advance: Call
     options: dict[str, Any] = {"compression": plan.compression}
     if plan.compression == "zstd":
         options["compression_level"] = 1
-    with pq.ParquetWriter(file, schema, use_dictionary=repeated, write_page_checksum=True, **options) as writer:
+    with pq.ParquetWriter(
+        file, schema, use_dictionary=repeated, write_page_checksum=True, **options
+    ) as writer:
         for part in _drawn(density, plan, blocks, columns):
             size, done = len(next(iter(part.values()))), 0
             while done < size:
@@ -105,11 +109,15 @@ def _write(file: Any, density: Density, plan: Plan, blocks: range, advance: Call
             flush(writer)
 
 
-def _drawn(density: Density, plan: Plan, blocks: range, columns: list[Column]) -> Iterator[dict[str, np.ndarray]]:
+def _drawn(
+    density: Density, plan: Plan, blocks: range, columns: list[Column]
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns of every block, in the types that they are written in."""
     for block, contexts, draws in _contexts(density, plan, blocks):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExtrapolationWarning)  # counted beforehand, for all contexts at once
+            warnings.simplefilter(
+                "ignore", ExtrapolationWarning
+            )  # counted beforehand, for all contexts at once
             drawn = density.given(contexts or None).sample(draws, seed=plan.block_seed(block)).reshape(-1)
         out = {}
         for column in columns:
@@ -139,7 +147,9 @@ def within(column: Column, values: np.ndarray, kind: np.dtype[Any]) -> np.ndarra
     return rounded
 
 
-def _contexts(density: Density, plan: Plan, blocks: range) -> Iterator[tuple[int, dict[str, np.ndarray], int]]:
+def _contexts(
+    density: Density, plan: Plan, blocks: range
+) -> Iterator[tuple[int, dict[str, np.ndarray], int]]:
     """Yield (block, its contexts, draws at each)."""
     if not len(blocks):
         return

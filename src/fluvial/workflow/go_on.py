@@ -73,7 +73,7 @@ def fit_or_resume(
         timed_out = ran > limit - float(os.environ.get(WARNING, "0")) - 75
         if timed_out and os.environ.get("SLURM_PROCID", "0") == "0" and steps <= 1:  # one is always made
             raise TooShort(
-                f"{path}: the job was warned of the end of its {limit / 60:.3g} minutes when training had just begun, so that "
-                "it would hardly ever get on; ask for more --time."
+                f"{path}: the job was warned of the end of its {limit / 60:.3g} minutes when training had just begun, so "
+                "that it would hardly ever get on; ask for more --time."
             ) from error
         raise
