@@ -128,7 +128,9 @@ def command(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_a_profile_becomes_a_script(command: Command) -> None:
-    code, script, _ = command("submit", "--script", "-p", "gpu", "--nodes", "2", "fit", "study.toml", "--no-check")
+    code, script, _ = command(
+        "submit", "--script", "-p", "gpu", "--nodes", "2", "fit", "study.toml", "--no-check"
+    )
     assert code == 0
     for line in (
         "#SBATCH --partition=main", "#SBATCH --account=stars", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2",
@@ -161,19 +163,31 @@ def test_the_script_requeues_what_is_not_done(
     (here / "bin" / "exit-with").chmod(0o755)
     (here / "state").write_text(state + "\n")
     script = sbatch_script(Job(["fit", "study.toml"], "name", profile, here / "jobs"))
-    done = subprocess.run(["bash"], input=script, text=True, env=os.environ | {"SLURM_JOB_ID": "7"}, timeout=60)
+    done = subprocess.run(
+        ["bash"], input=script, text=True, env=os.environ | {"SLURM_JOB_ID": "7"}, timeout=60
+    )
     assert done.returncode == code
     assert ("scontrol requeue 7" in stand_ins.read_text().splitlines()) == again
 
 
 def test_htcondor_keeps_a_job_until_it_is_done(here: Path) -> None:
     profile = Profile(time="2h", cpus=4, mem="16G", gpus=1, container="image.sif")
-    job = Job(["tune", "my study.toml", "--worker", "{task}"], "search", profile, here / "jobs", array=3, throttle=2)
+    job = Job(
+        ["tune", "my study.toml", "--worker", "{task}"], "search", profile, here / "jobs", array=3, throttle=2
+    )
     lines = condor_description(job).splitlines()
     assert "on_exit_remove = (ExitBySignal == False) && (ExitCode =!= 138) && (ExitCode =!= 143)" in lines
-    expected = 'arguments = "exec --nv image.sif python3 -m fluvial tune \'my study.toml\' --worker $(Process)"'
+    expected = (
+        "arguments = \"exec --nv image.sif python3 -m fluvial tune 'my study.toml' --worker $(Process)\""
+    )
     assert expected in lines or "executable = python3" in lines
-    for line in ("request_gpus = 1", "request_cpus = 4", "kill_sig = SIGUSR1", "max_materialize = 2", "queue 3"):
+    for line in (
+        "request_gpus = 1",
+        "request_cpus = 4",
+        "kill_sig = SIGUSR1",
+        "max_materialize = 2",
+        "queue 3",
+    ):
         assert line in lines
 
 
@@ -182,11 +196,23 @@ def test_submit_sends_a_job_and_jobs_shows_it(stand_ins: Path, here: Path, comma
     assert (code, err) == (0, "")
     assert out.splitlines()[:2] == ["job     7 (fluvial-fit-study-1)", "run     runs/study-1"]
     script = (here / "submitted.sh").read_text()
-    for line in ("#SBATCH --signal=USR1@120", "#SBATCH --time=0-00:30:00", "#SBATCH --requeue", "module load cuda/12.4"):
+    for line in (
+        "#SBATCH --signal=USR1@120",
+        "#SBATCH --time=0-00:30:00",
+        "#SBATCH --requeue",
+        "module load cuda/12.4",
+    ):
         assert line in script.splitlines()
     (here / "state").write_text("7|N/A|7|RUNNING|0:12|None|1\n")
     _, out, _ = command("jobs")
-    assert out.splitlines()[-1].split() == ["7", "fluvial-fit-study-1", "running", "0:12", "1", "runs/study-1"]
+    assert out.splitlines()[-1].split() == [
+        "7",
+        "fluvial-fit-study-1",
+        "running",
+        "0:12",
+        "1",
+        "runs/study-1",
+    ]
     (here / "state").write_text("7|N/A|7|TIMEOUT|0:12|TimeLimit|1\n")
     assert "ask for more --time" in command("jobs")[1]
     (here / "state").write_text("")
@@ -227,7 +253,9 @@ def test_without_slurm_it_says_so(command: Command, here: Path, monkeypatch: pyt
 def test_a_refused_job_and_a_silent_slurm(stand_ins: Path, here: Path, command: Command) -> None:
     (here / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Invalid account' >&2\nexit 1\n")
     assert "SLURM refused the job: Invalid account" in command.refuses("submit", "fit", "study.toml")
-    (here / "bin" / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: Unable to contact slurm' >&2\nexit 1\n")
+    (here / "bin" / "sinfo").write_text(
+        "#!/bin/sh\necho 'sinfo: error: Unable to contact slurm' >&2\nexit 1\n"
+    )
     assert "SLURM does not answer: Unable to contact" in command.refuses("submit", "fit", "study.toml")
 
 
@@ -314,12 +342,13 @@ def test_a_walltime_too_short_for_one_checkpoint(here: Path, monkeypatch: pytest
     monkeypatch.setenv("FLUVIAL_WALLTIME", "60")
     monkeypatch.setenv("FLUVIAL_WARNING", "30")
 
-
     def at_once(event: Any) -> None:
         if event == "reading table.parquet":
             signal.raise_signal(signal.SIGUSR1)
 
-    with pytest.raises(TooShort, match=r"1 minutes when training had just begun.*ask for more --time") as caught:
+    with pytest.raises(
+        TooShort, match=r"1 minutes when training had just begun.*ask for more --time"
+    ) as caught:
         fit_or_resume("study.toml", name="a", check=False, on_event=at_once)
     assert caught.value.code == 200  # and not 138, which would be begun again for ever
     with pytest.raises(Terminated):  # that got on
@@ -330,5 +359,5 @@ def test_a_walltime_too_short_for_one_checkpoint(here: Path, monkeypatch: pytest
 
 
 def test_launch_brings_no_torch() -> None:
-    code = "import fluvial.launch.slurm, fluvial.launch.jobs, fluvial.launch.script, sys; sys.exit('torch' in sys.modules)"
+    code = "import fluvial.launch.slurm, fluvial.launch.jobs, fluvial.launch.script, sys\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

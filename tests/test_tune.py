@@ -48,7 +48,9 @@ sampler = "random"
 "flow.width" = {low = 4, high = 16}
 "training.learning_rate" = {low = 1e-4, high = 1e-2, log = true}
 """
-GRID = STUDY[: STUDY.index("[tune]")] + """
+GRID = (
+    STUDY[: STUDY.index("[tune]")]
+    + """
 [tune]
 sampler = "grid"
 epochs = 1
@@ -56,6 +58,7 @@ epochs = 1
 "flow.width" = {low = 4, high = 8, step = 4}
 "flow.activation" = ["relu", "tanh"]
 """
+)
 
 
 @pytest.fixture
@@ -255,7 +258,9 @@ def test_locks_that_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert working_lock(tmp_path) == "open"
     real = os.open
     monkeypatch.setattr(os, "open", lambda path, flags, *mode: real(path, flags & ~os.O_EXCL, *mode))
-    with pytest.raises(RunError, match="is on a file system without locks that work .*Choose a folder on another"):
+    with pytest.raises(
+        RunError, match=r"is on a file system without locks that work .*Choose a folder on another"
+    ):
         working_lock(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -264,7 +269,7 @@ def test_a_journal_on_a_file_system_without_locks(here: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "symlink", lambda *_: None)  # it says yes to everybody
     real = os.open
     monkeypatch.setattr(os, "open", lambda path, flags, *mode: real(path, flags & ~os.O_EXCL, *mode))
-    with pytest.raises(RunError, match="without locks that work .*a second process is not kept out"):
+    with pytest.raises(RunError, match=r"without locks that work .*a second process is not kept out"):
         tune(write())
 
 
@@ -272,5 +277,7 @@ def test_minutes_are_the_same_for_all(here: Path) -> None:
     text = STUDY.replace("epochs = 1\n", "minutes = 0.005\n").replace("trials = 3", "trials = 2")
     rows = tune(write(text))
     records = [RunFolder.open(r["run"]).record() for r in rows]
-    assert [(r["study"]["training"]["minutes"], r["study"]["training"]["epochs"]) for r in records] == [(0.005, None)] * 2
+    assert [(r["study"]["training"]["minutes"], r["study"]["training"]["epochs"]) for r in records] == [
+        (0.005, None)
+    ] * 2
     assert tomllib.loads(Path("runs/study-tune/best.toml").read_text())["training"]["epochs"] == 7

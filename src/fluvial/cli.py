@@ -129,7 +129,7 @@ def sample(
     shards: at_scale.Shards = None,
     processes: at_scale.Processes = 1,
     part: at_scale.Part = None,
-    compression: at_scale.Compression = "lz4",
+    compression: at_scale.Compression = "zstd",
     wide: at_scale.Wide = False,
 ) -> None:
     """Draw targets at given contexts; write context and target columns. Into a folder: any number of rows, resumable."""

@@ -53,7 +53,9 @@ batch_size = 128
 learning_rate = 1e-3
 """
 TIMED = STUDY.replace("epochs = 25", "minutes = 1.6")
-SEARCH = STUDY + """
+SEARCH = (
+    STUDY
+    + """
 [tune]
 sampler = "grid"
 epochs = 1
@@ -61,6 +63,7 @@ epochs = 1
 "flow.width" = [4, 6, 8, 10, 12, 14]
 "flow.activation" = ["relu", "tanh"]
 """
+)
 PROFILES = """
 [one]
 time = 10
@@ -162,9 +165,24 @@ STUDY_SHORT: dict[str, Any] = {
 def begin() -> dict[str, str]:
     """Begin all jobs; preempt one of them as soon as it has trained an epoch."""
     out = {"preempted": submit("-p", "one", "fit", "study.toml", "--no-check", "--name", "preempted")}
-    timed = ("-p", "two", "--time", "90s", "--warning", "30s", "fit", "timed.toml", "--no-check", "--name", "timed")
+    timed = (
+        "-p",
+        "two",
+        "--time",
+        "90s",
+        "--warning",
+        "30s",
+        "fit",
+        "timed.toml",
+        "--no-check",
+        "--name",
+        "timed",
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "fluvial", "submit", "--script", *timed], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fluvial", "submit", "--script", *timed],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     Path("timed.sh").write_text(done.stdout)  # as somebody who reads before they submit
     out["timed"] = sbatch("timed.sh")
@@ -248,9 +266,7 @@ def test_a_killed_task_of_a_bulk_sampling_is_made_up_for(jobs: dict[str, str]) -
     failed = [r for r in list_jobs(Path("jobs")) if r["id"] == f"{jobs['sample']}_1"]
     assert [(r["state"], "exit code 137" in r["note"]) for r in failed] == [("failed", True)]
     again = submit("-p", "one", "--array", "4", *SAMPLE, "--out", "many/")
-    alone = fluvial.sample_shards(
-        fluvial.load("run"), "alone", contexts="contexts.parquet", draws=40, seed=3
-    )
+    alone = fluvial.sample_shards(fluvial.load("run"), "alone", contexts="contexts.parquet", draws=40, seed=3)
     ended(again)
     assert queue(again) == ["COMPLETED"] * 4
     ours, theirs = pq.read_table("many"), pq.read_table("alone")

@@ -82,7 +82,7 @@ def sample_shards(
     shards: int | None = None,
     processes: int = 1,
     part: tuple[int, int] = (0, 1),
-    compression: str = "lz4",
+    compression: str = "zstd",
     wide: bool = False,
     tell: Callable[[str], None] = lambda text: None,
     advance: Callable[[int, int], None] = lambda done, rows: None,
@@ -188,7 +188,7 @@ def prepare_shards(density: Density, out: str | Path, **options: Any) -> Plan:
     :func:`sample_shards`; ``tasks`` is the n of its ``part``.
     """
     usual = {"contexts": None, "given": None, "draws": 1, "seed": None, "shards": None, "tasks": 1}
-    usual |= {"compression": "lz4", "wide": False}
+    usual |= {"compression": "zstd", "wide": False}
     return _planned(density, Path(out), *(usual | options).values())
 
 
