@@ -124,8 +124,8 @@ def page(
         "# A sweep at equal times",
         "<!-- Written by benchmarks/tuning.py; do not edit. -->",
         "Activation × blocks × hidden units of a masked autoregressive flow p(Mass_0, Mass_1 | Z, alpha), "
-        f"{about} on one thread, {options.workers} at a time: {len(rows)} fits in {took / 60:.1f} minutes. `best_loss` is "
-        "the validation mean of −log p in nats, per (solar mass)²; `gain_per_minute` how fast it fell.",
+        f"{about} on one thread, {options.workers} at a time: {len(rows)} fits in {took / 60:.1f} minutes. `best_loss` "
+        "is the validation mean of −log p in nats, per (solar mass)²; `gain_per_minute` how fast it fell.",
         markdown_table([{name: row[name] for name in SHOWN} for row in rows]),
         f"Best: {best['activation']}, {best['steps']} blocks, {best['width']} hidden units.",
     ]

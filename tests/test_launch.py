@@ -359,5 +359,6 @@ def test_a_walltime_too_short_for_one_checkpoint(here: Path, monkeypatch: pytest
 
 
 def test_launch_brings_no_torch() -> None:
-    code = "import fluvial.launch.slurm, fluvial.launch.jobs, fluvial.launch.script, sys\nsys.exit('torch' in sys.modules)"
+    code = "import fluvial.launch.slurm, fluvial.launch.jobs, fluvial.launch.script, sys; "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
