@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fluvial
-from fluvial import DataError, RunError
+from fluvial import DataError, RunError, cli
 from fluvial.data.readers import open_table, write_table
 from fluvial.data.schema import Column, Support
 from fluvial.workflow import sample_shards
@@ -246,6 +246,43 @@ def test_bad_input_is_one_message(
     with pytest.raises(DataError, match=message):
         sample_shards(density, tmp_path / "out", **{**usual, **change})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_draws_into_a_folder(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*more: str) -> tuple[int, str, str]:
+        usual = [
+            "sample",
+            str(made / "run"),
+            "--contexts",
+            str(made / "contexts.parquet"),
+            "-n",
+            "4",
+            "--seed",
+            "5",
+        ]
+        monkeypatch.setattr("sys.argv", ["fluvial", *usual, *more])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    out = f"{tmp_path}/out/"
+    code, text, progress = command("--out", out, "--shards", "2", "--part", "1/2")
+    assert code == 0
+    assert "rows drawn in" in text
+    assert f"1 of 2 shards, {4 * 4096 + 4 * (9000 - 8192):,} rows in {out} (seed 5)" in text
+    assert "rows  " in progress
+    code, text, _ = command("--out", out, "--shards", "2")
+    assert f"2 of 2 shards, 36,000 rows in {out} (seed 5)" in text
+    assert open_table(out).rows() == 36_000  # a folder that fluvial takes as a source
+    assert command("--out", out, "--part", "2/2")[2].startswith(
+        "fluvial: --part: expected i/n with 0 ≤ i < n"
+    )
+    assert "seed is 5 there, and 6 now" in command("--out", out, "--seed", "6")[2]
 
 
 def test_rounding_leaves_no_draw_outside_its_support() -> None:

@@ -82,7 +82,7 @@ def _err(text: str) -> None:
 
 
 def tune(
-    study: Annotated[Path, typer.Argument(help="A study file with a section [tune].", show_default=False)],
+    study: Annotated[Path, typer.Argument(help="A study file with a section tune.", show_default=False)],
     runs: Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")] = Path(
         "runs"
     ),
@@ -98,7 +98,7 @@ def tune(
     ] = False,
     form: Annotated[str, typer.Option("--format", "-f", help="text, markdown or latex.")] = "text",
 ) -> None:
-    """Search the options that [tune] of a study names. Given again, or on other machines, it goes on."""
+    """Search options that a study names in its section tune. Given again, or on other machines, it goes on."""
     from fluvial.runs_table import formatted
     from fluvial.tune import columns_of, open_journal, read_search, write_results
     from fluvial.tune import tune as run

@@ -161,6 +161,7 @@ def sample_shards(
                     plan, todo, folder, min(processes, len(todo)), lambda done: advance(done, rows), stop
                 )
         except Terminated as error:
+            _listed(folder, plan)
             raise Terminated(
                 f"{folder}: stopped by {error.signal.name}; finished shards are kept: the same command goes on.",
                 error.signal,
@@ -282,7 +283,6 @@ def _alone(
 
     for shard in shards:
         make_shard(density, plan, shard, folder, count)
-        _listed(folder, plan)
 
 
 #: In a worker: the density, the counter of rows, both set when the process begins.
@@ -324,8 +324,6 @@ def _together(
                 for future in ended:
                     future.result()
                 advance(counter.value)
-                if ended:
-                    _listed(folder, plan)
         except BrokenProcessPool:
             if stop.signal is not None:
                 raise Terminated(f"stopped by {stop.signal.name}", stop.signal) from None

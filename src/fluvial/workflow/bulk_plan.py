@@ -32,8 +32,8 @@ FORMAT = 1
 MANIFEST = "_manifest.json"
 #: Rows of a block, and numbers of the contexts of one.
 BLOCK, CONTEXT_NUMBERS = 2**14, 2**22
-#: Rows of a shard, where the number of shards is left open.
-SHARD_ROWS = 2**24
+#: Rows of a shard and most shards, where their number is left open.
+SHARD_ROWS, MOST_SHARDS = 2**24, 10_000
 #: Rows that are looked at together before drawing begins.
 CHECKED_ROWS = 2**18
 
@@ -163,7 +163,7 @@ def make_plan(
         columns={c.name: column_type(c, wide=wide) for c in written_columns(density)},
         outside=outside,
     )
-    number = shards or max(math.ceil(plan.rows / SHARD_ROWS), least_shards)
+    number = shards or max(min(math.ceil(plan.rows / SHARD_ROWS), MOST_SHARDS), least_shards)
     if shards is not None and shards > plan.blocks:
         raise DataError(
             f"--shards: expected at most {plan.blocks:,}, one for each block of {BLOCK:,} rows that are drawn together; "
