@@ -30,7 +30,16 @@ if TYPE_CHECKING:
         build_flow,
         sbi_estimator,
     )
-    from fluvial.workflow import check_run, fit, infer_population, list_runs, load, report_run, resume
+    from fluvial.workflow import (
+        check_run,
+        fit,
+        infer_population,
+        list_runs,
+        load,
+        report_run,
+        resume,
+        sample_shards,
+    )
 
 __version__ = "0.1.0"
 
@@ -65,6 +74,7 @@ _HOME = {
     "load": "fluvial.workflow",
     "report_run": "fluvial.workflow",
     "resume": "fluvial.workflow",
+    "sample_shards": "fluvial.workflow",
     "sbi_estimator": "fluvial.flows",
 }
 
@@ -100,6 +110,7 @@ __all__ = [
     "load",
     "report_run",
     "resume",
+    "sample_shards",
     "sbi_estimator",
 ]
 
