@@ -255,7 +255,7 @@ def _marginal(axes: Axes, values: np.ndarray, ends: np.ndarray, color: str, *, f
 
 def _plane(axes: Axes, x: np.ndarray, y: np.ndarray, ends: np.ndarray, color: str, *, fill: bool) -> None:
     """Contours that hold 68 and 95 % of draws, of a smoothed histogram."""
-    number = int(np.clip(len(x) ** 0.4, 14, 50))
+    number = int(np.clip(len(x) ** 0.34, 14, 50))
     counts, x_edges, y_edges = np.histogram2d(x, y, bins=number, range=ends.T.tolist())
     smooth = _smoothed(_smoothed(counts).T).T
     ordered = np.sort(smooth.ravel())[::-1]
