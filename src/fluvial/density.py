@@ -157,11 +157,11 @@ class Density:
             if not context.arrays:
                 return self.flow.encode(scalars) if scalars.shape[-1] else scalars  # type: ignore[return-value]
             assert isinstance(self.flow, EncodedFlow)
-            flat = scalars.reshape(-1, scalars.shape[-1])
             count = math.prod(context.shape)
+            flat = scalars.reshape(count, scalars.shape[-1])  # no −1: there may be no scalars
             arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
             parts, distances = [], []
-            for start in range(0, count, ENCODED_ROWS):
+            for start in range(0, max(count, 1), ENCODED_ROWS):
                 rows = slice(start, start + ENCODED_ROWS)
                 pixels = [torch.from_numpy(np.array(a[rows])) for a in arrays]
                 distances.append(torch.stack(self.flow.distances(pixels), -1))
