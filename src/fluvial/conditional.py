@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
 CHUNK = 8192
+#: Rows that pass through a flow at once where draws are made of given numbers: always so many, so that what is made of
+#: a row does not hang on the number of its companions.
+DRAW_FROM_ROWS = 2048
 
 
 class ExtrapolationWarning(UserWarning):
@@ -66,6 +69,70 @@ class Conditional:
         The log-densities are ``[*shape, draws]``, in nats per unit of every target.
         """
         return self._draw(draws, seed, with_log_prob=True)
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of, for :meth:`draw_from`.
+
+        Raises
+        ------
+        DataError
+            If the draws of the architecture are not made of uniform numbers (those of zuko).
+        """
+        width = self._context.shape[-1]
+        p = self.density.flow(self._context.new_zeros(1, width) if width else None)
+        if (number := getattr(p, "uniforms", None)) is None:
+            raise DataError(
+                f"Expected an architecture that makes its draws of given uniform numbers; {self.density.architecture} "
+                "does not. Fit one of fluvial's own, such as coupling-spline."
+            )
+        return number
+
+    def draw_from(self, uniform: np.ndarray) -> np.ndarray:
+        """Return the draws that are made of given random numbers, and so repeat wherever those do.
+
+        A draw is a function of its row of ``uniform`` and of its context alone: with numbers that belong to what is
+        drawn (a counter-based generator keyed by the names of an event), it does not matter in which order, in which
+        company, or in how many pieces contexts come. Independent uniform numbers give draws of the density.
+
+        Parameters
+        ----------
+        uniform : array
+            Strictly between 0 and 1, ``[*shape, draws, uniforms]``.
+
+        Returns
+        -------
+        numpy.ndarray
+            As :meth:`sample` gives: a structured array ``[*shape, draws]``.
+
+        Raises
+        ------
+        DataError
+            If the shape is another, or the architecture cannot.
+        """
+        needed = self.uniforms
+        if (
+            uniform.ndim != len(self.shape) + 2
+            or uniform.shape[:-2] != self.shape
+            or uniform.shape[-1] != needed
+        ):
+            expected = (*self.shape, "draws", needed)
+            raise DataError(f"Expected uniform numbers of shape {expected}; got {uniform.shape}.")
+        draws, width = uniform.shape[-2], self._context.shape[-1]
+        rows = uniform.reshape(-1, needed)
+        context = self._context.reshape(-1, width) if width else None
+        x = np.empty((len(rows), len(self.density.schema.targets)))
+        of = np.arange(len(rows)) // max(draws, 1)
+        for start in range(0, len(rows), DRAW_FROM_ROWS):
+            here = np.arange(start, start + DRAW_FROM_ROWS).clip(
+                max=len(rows) - 1
+            )  # the last row fills up the last block
+            p = self.density.flow(None if context is None else context[torch.from_numpy(of[here])])
+            made = p.draw_from(torch.from_numpy(rows[here])).numpy().astype(np.float64)
+            x[start : start + DRAW_FROM_ROWS] = self.density.target_transforms.inverse(made)[
+                : len(rows) - start
+            ]
+        return _structured(x.reshape(*self.shape, draws, x.shape[-1]), self.density.schema.targets)
 
     def _draw(self, draws: int, seed: int | None, *, with_log_prob: bool) -> tuple[np.ndarray, np.ndarray]:
         draws = _whole("draws", draws, least=1)

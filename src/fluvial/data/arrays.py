@@ -231,8 +231,8 @@ def check_array(
         finite = np.isfinite(values)
         whole = bool(finite.all())
         if not whole:
-            absent = np.logical_not(finite)
-            lost = absent.all(1) if column.missing == "mask" else absent.any(1)
+            absent: np.ndarray = np.logical_not(finite)
+            lost: np.ndarray = absent.all(1) if column.missing == "mask" else absent.any(1)
             faults["missing"].add(absent & lost[:, None], part.start)
             faults["masked"].add(absent & ~lost[:, None], part.start)
             sound[part] &= ~lost

@@ -200,6 +200,19 @@ class ContextDistribution(Distribution):
         """Return the context expanded to ``[*shape, C]``; ``None`` for an unconditional flow."""
         return None if self.context is None else self.context.expand(*shape, self.context.shape[-1])
 
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of, see :meth:`draw_from`."""
+        raise NotImplementedError
+
+    def draw_from(self, uniform: Tensor) -> Tensor:
+        """Return the draws made of given random numbers: a function of them and of the context, and of nothing else.
+
+        ``uniform: [*S, *batch, uniforms]``, strictly between 0 and 1 and best in float64, gives ``[*S, *batch, D]``
+        without gradients. Independent uniform numbers give draws of the distribution.
+        """
+        raise NotImplementedError
+
 
 class FlowDistribution(ContextDistribution):
     """p(x | context) of a :class:`ConditionalFlow`; all has gradients towards x, the context and the parameters."""
@@ -233,6 +246,20 @@ class FlowDistribution(ContextDistribution):
         """Draw with gradients, and return the log-density of each draw from the same pass."""
         x, z, logdet = self._draw(sample_shape, generator)
         return x, self.flow.base.log_prob(z) - logdet
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of."""
+        return self.flow.targets * self.flow.base.uniforms
+
+    def draw_from(self, uniform: Tensor) -> Tensor:
+        """See :meth:`ContextDistribution.draw_from`."""
+        with torch.no_grad():
+            z = self.flow.base.from_uniform(uniform).to(next(self.flow.parameters()).dtype)
+            return self._from_latent(z, self.context_at(z.shape[:-1]))
+
+    def _from_latent(self, z: Tensor, context: Tensor | None) -> Tensor:
+        return self.flow.bijection.inverse(z, context)[0]
 
     def _draw(self, sample_shape: _size, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         z, context = self._latent(sample_shape, generator)
