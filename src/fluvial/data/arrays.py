@@ -231,10 +231,14 @@ def check_array(
         finite = np.isfinite(values)
         whole = bool(finite.all())
         if not whole:
-            absent: np.ndarray = np.logical_not(finite)
-            lost: np.ndarray = absent.all(1) if column.missing == "mask" else absent.any(1)
-            faults["missing"].add(absent & lost[:, None], part.start)
-            faults["masked"].add(absent & ~lost[:, None], part.start)
+            absent = np.logical_not(finite)
+            lost = (
+                np.logical_and.reduce(absent, 1)
+                if column.missing == "mask"
+                else np.logical_or.reduce(absent, 1)
+            )
+            faults["missing"].add(absent & np.expand_dims(lost, 1), part.start)
+            faults["masked"].add(absent & ~np.expand_dims(lost, 1), part.start)
             sound[part] &= ~lost
         ends = values if whole else values[finite]
         if ends.size:
