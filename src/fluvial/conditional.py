@@ -79,8 +79,8 @@ class Conditional:
         DataError
             If the draws of the architecture are not made of uniform numbers (those of zuko).
         """
-        width = self._context.shape[-1]
-        p = self.density.flow(self._context.new_zeros(1, width) if width else None)
+        width = self._features.shape[-1]
+        p = self.density.flow.given_features(self._features.new_zeros(1, width) if width else None)
         if (number := getattr(p, "uniforms", None)) is None:
             raise DataError(
                 f"Expected an architecture that makes its draws of given uniform numbers; {self.density.architecture} "
@@ -118,16 +118,18 @@ class Conditional:
         ):
             expected = (*self.shape, "draws", needed)
             raise DataError(f"Expected uniform numbers of shape {expected}; got {uniform.shape}.")
-        draws, width = uniform.shape[-2], self._context.shape[-1]
+        draws, width = uniform.shape[-2], self._features.shape[-1]
         rows = uniform.reshape(-1, needed)
-        context = self._context.reshape(-1, width) if width else None
+        features = self._features.reshape(-1, width) if width else None
         x = np.empty((len(rows), len(self.density.schema.targets)))
         of = np.arange(len(rows)) // max(draws, 1)
         for start in range(0, len(rows), DRAW_FROM_ROWS):
             here = np.arange(start, start + DRAW_FROM_ROWS).clip(
                 max=len(rows) - 1
             )  # the last row fills up the last block
-            p = self.density.flow(None if context is None else context[torch.from_numpy(of[here])])
+            p = self.density.flow.given_features(
+                None if features is None else features[torch.from_numpy(of[here])]
+            )
             made = p.draw_from(torch.from_numpy(rows[here])).numpy().astype(np.float64)
             x[start : start + DRAW_FROM_ROWS] = self.density.target_transforms.inverse(made)[
                 : len(rows) - start
@@ -143,9 +145,8 @@ class Conditional:
             generator.manual_seed(_whole("seed", seed, least=0))
         size = self.density.target_transforms.layout.width
         contexts = int(np.prod(self.shape, dtype=int))
-        features = self._features.reshape(
-            contexts, self._features.shape[-1]
-        )  # no −1: it may have no elements
+        # (no −1: it may have no elements)
+        features = self._features.reshape(contexts, self._features.shape[-1])
         x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
         with torch.no_grad():
             for of, part in _blocks(contexts, draws, self.density.flow.draw_rows):

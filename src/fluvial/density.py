@@ -155,13 +155,13 @@ class Density:
         scalars = torch.from_numpy(coded.astype(np.float32))
         with torch.no_grad():
             if not context.arrays:
-                return self.flow.encode(scalars) if scalars.shape[-1] else scalars  # type: ignore[return-value]
+                return self._encode_scalars(scalars)
             assert isinstance(self.flow, EncodedFlow)
             count = math.prod(context.shape)
-            flat = scalars.reshape(count, scalars.shape[-1])
+            flat = scalars.reshape(count, scalars.shape[-1])  # no −1: there may be no scalars
             arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
             parts, distances = [], []
-            for start in range(0, count, ENCODED_ROWS):
+            for start in range(0, max(count, 1), ENCODED_ROWS):
                 rows = slice(start, start + ENCODED_ROWS)
                 pixels = [torch.from_numpy(np.array(a[rows])) for a in arrays]
                 distances.append(torch.stack(self.flow.distances(pixels), -1))
@@ -169,6 +169,24 @@ class Density:
         self._warn_far(torch.cat(distances).numpy())
         features = torch.cat(parts)
         return features.reshape(*context.shape, features.shape[-1])
+
+    def _encode_scalars(self, scalars: torch.Tensor) -> torch.Tensor:
+        """Return what the flow makes of coded scalars: most nothing, a trunk its features.
+
+        Rows are encoded in blocks of one size: the last bits of a row's features do not hang on its company.
+        """
+        if not scalars.shape[-1] or type(self.flow).encode is AbstractFlow.encode:
+            return scalars
+        rows = scalars.reshape(-1, scalars.shape[-1])
+        parts = []
+        for start in range(0, max(len(rows), 1), ENCODED_ROWS):
+            part = rows[start : start + ENCODED_ROWS]
+            filled = torch.cat([part, part.new_zeros(ENCODED_ROWS - len(part), part.shape[-1])])
+            features = self.flow.encode(filled)
+            assert features is not None
+            parts.append(features[: len(part)])
+        out = torch.cat(parts)
+        return out.reshape(*scalars.shape[:-1], out.shape[-1])
 
     def _warn_far(self, distances: np.ndarray) -> None:
         for column, of in zip(self.schema.arrays, distances.T, strict=True):
