@@ -107,7 +107,8 @@ typedef struct {
     const float *gate;
     const float *add;
     float *out;
-    float *active; /* written: the activation */
+    const float *scale, *shift; /* of the argument of the activation */
+    float *active;              /* written: the activation */
     long ld, ld_out;
     int kind;
     long rows, columns; /* of `out`, where it is not padded to whole blocks; 0: it is */
@@ -127,6 +128,11 @@ INLINE void times_slope(const Finish *f, float *block, long row, long column, co
 }
 
 INLINE void activate(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
+    if (f->scale) {
+        EVERY(i, v, at, long c = column + v_ * LANES;
+              store(f->active + at, activated(kind, v * load(f->scale + c) + load(f->shift + c))))
+        return;
+    }
     EVERY(i, v, at, store(f->active + at, activated(kind, v)))
 }
 
@@ -457,6 +463,7 @@ static void open_gate(const Tile *t, int block, float *to) {
 
 static void apply(const Tile *t, const Linear *map, const float *input, long ldi, Finish f) {
     f.ld = f.ld_out = t->ld, f.kind = t->net->activation;
+    if (map - t->net->maps < t->net->hidden) f.scale = map[1].scale, f.shift = map[1].shift;
     multiply(t->pass->forward + (map - t->net->maps), input, ldi, t->rows, &f, t->pairs);
 }
 
@@ -604,5 +611,41 @@ void NAMED(mlp_backward)(const Pass *pass, long first, long last, float *scratch
     for (long number = first; number < last; number++) {
         go_to(&t, number);
         backward_tile(&t, sums, offset, grad_entrance, tail);
+    }
+}
+
+/* --- a linear map alone ----------------------------------------------------------------------------------------- */
+
+/* Rows as they lie, but for the last of all, beyond which there may be no memory. */
+static const float *rows_of(const float *x, long ld, long start, long rows, long n, float *buffer) {
+    if (start + rows < n) return x + start * ld;
+    memcpy(buffer, x + start * ld, (size_t)(rows * ld) * sizeof(float));
+    return buffer;
+}
+
+void NAMED(linear)(const Linear *map, const Packed *packed, long n, const float *x, float *out, long first, long last,
+                   float *scratch, int bf16) {
+    float *pairs = bf16 ? scratch + TILE * (map->in + map->out) + 4 * PAD : 0;
+    for (long start = first * TILE; start < n && start < last * TILE; start += TILE) {
+        long rows = n - start < TILE ? n - start : TILE;
+        Finish f = {.out = out + start * map->out, .ld_out = map->out, .rows = rows, .columns = map->out};
+        multiply(packed, rows_of(x, map->in, start, rows, n, scratch), map->in, rows, &f, pairs);
+    }
+}
+
+void NAMED(linear_back)(const Linear *map, const Packed *back, long n, const float *x, const float *grad, float *grad_x,
+                        long first, long last, float *scratch, int bf16, float *sums) {
+    float *pairs = bf16 ? scratch + TILE * (map->in + map->out) + 4 * PAD : 0;
+    if (sums) memset(sums, 0, (size_t)sum_size(map) * sizeof(float));
+    for (long start = first * TILE; start < n && start < last * TILE; start += TILE) {
+        long rows = n - start < TILE ? n - start : TILE;
+        const float *g = rows_of(grad, map->out, start, rows, n, scratch);
+        if (sums) {
+            const float *input = rows_of(x, map->in, start, rows, n, scratch + TILE * map->out + PAD);
+            gradients(map, g, map->out, input, map->in, rows, sums, pairs);
+        }
+        if (!grad_x) continue;
+        Finish f = {.out = grad_x + start * map->in, .ld_out = map->in, .rows = rows, .columns = map->in};
+        multiply(back, g, map->out, rows, &f, pairs);
     }
 }
