@@ -86,11 +86,14 @@ static Packed *pack_all(const Linear *map, int maps, int bf16, int transposed, i
     return packed;
 }
 
-/* Floats that a thread needs for its buffers, its entrance and the gradient of it, the last rows' gradient, and pairs. */
+/* Floats that a thread needs: its buffers, its entrance and the gradient of it, the last rows' gradient, and copies. */
 static long scratch_of(const Network *net) {
-    long entrance = leading(net->inputs + net->context), most = leading(net->width > net->outputs ? net->width : net->outputs);
-    most = most > entrance ? most : entrance;
-    return padded(TILE * (BUFFERS * leading(net->width) + 2 * entrance + net->outputs + (net->bf16 ? most : 0)) + 2 * PAD, 16);
+    long width = leading(net->width), entrance = leading(net->inputs + net->context), most = leading(GROUP);
+    if (net->bf16) {
+        long outputs = leading(net->outputs);
+        most = most > width ? most : width, most = most > entrance ? most : entrance, most = most > outputs ? most : outputs;
+    }
+    return padded(TILE * (BUFFERS * width + 2 * entrance + net->outputs + most) + 2 * PAD, 16);
 }
 
 /* Floats that `saved` of the forward pass must hold for the backward pass. */

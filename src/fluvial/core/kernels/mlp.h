@@ -3,8 +3,8 @@
 #define FLUVIAL_MLP_H
 
 /* Rows that go through the network together, what rows and columns of buffers are padded to, and how many buffers of
- * the size of a hidden layer a thread has. */
-enum { TILE = 192, PAD = 32, BUFFERS = 5 };
+ * the size of a hidden layer a thread has, and how many outputs' gradients are gathered at a time. */
+enum { TILE = 192, PAD = 32, BUFFERS = 5, GROUP = 128 };
 
 typedef enum { RELU, SILU, ELU, TANH, SIGMOID } Activation;
 
@@ -53,10 +53,10 @@ static inline int slots(const Network *net) { return net->hidden + 1 + net->gate
 /* Floats of the sums of a map's gradients: weights [out, padded][in, padded], then bias. */
 static inline long sum_size(const Linear *map) { return padded(map->out, PAD) * (padded(map->in, PAD) + 1); }
 
-/* Floats that a thread needs for a linear map alone: the last rows of its two sides, and pairs. */
+/* Floats that a thread needs for a linear map alone: the last rows of its two sides, and copies. */
 static inline long linear_scratch(const Linear *map, int bf16) {
-    long most = leading(map->in > map->out ? map->in : map->out);
-    return padded(TILE * (map->in + map->out + (bf16 ? most : 0)) + 4 * PAD, 16);
+    long most = leading(bf16 ? (map->in > map->out ? map->in : map->out) : 0);
+    return padded(TILE * (map->in + map->out + (most > leading(GROUP) ? most : leading(GROUP))) + 4 * PAD, 16);
 }
 
 /* Bytes of a packed matrix; fill it in; work on the rows from tile `first` to before tile `last`. */

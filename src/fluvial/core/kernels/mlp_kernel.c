@@ -308,9 +308,9 @@ static void multiply(const Packed *w, const float *a, long lda, long rows, const
 }
 
 /* Add to the sums of a map's gradients, weights [out, padded][in, padded] and then bias, those of some rows: `grad` of
- * its output and its input. */
+ * its output and its input. `copy` is memory for TILE * leading(GROUP) numbers, or for pairs. */
 static void gradients(const Linear *map, const float *grad, long ldg, const float *input, long ldi, long rows,
-                      float *sums, float *pairs) {
+                      float *sums, float *copy, int bf16) {
     long ld = padded(map->in, PAD), full = map->out / LANES * LANES;
     float *bias = sums + padded(map->out, PAD) * ld;
     for (long o = 0; o < full; o += LANES) {
@@ -321,16 +321,28 @@ static void gradients(const Linear *map, const float *grad, long ldg, const floa
     for (long o = full; o < map->out; o++)
         for (long r = 0; r < rows; r++) bias[o] += grad[r * ldg + o];
 #ifdef __AVX512BF16__
-    if (pairs) {
-        float *others = pairs + TILE / 2 * leading(map->out);
-        ldg = pair_rows(grad, ldg, rows, map->out, pairs);
+    if (bf16) {
+        float *others = copy + TILE / 2 * leading(map->out);
+        ldg = pair_rows(grad, ldg, rows, map->out, copy);
         ldi = pair_rows(input, ldi, rows, map->in, others);
-        sum_all(map, pairs, ldg, others, ldi, (rows + 1) / 2, sums, ld, 1);
+        sum_all(map, copy, ldg, others, ldi, (rows + 1) / 2, sums, ld, 1);
         return;
     }
 #endif
-    (void)pairs;
-    sum_all(map, grad, ldg, input, ldi, rows, sums, ld, 0);
+    (void)bf16;
+    if (ldg <= leading(GROUP)) {
+        sum_all(map, grad, ldg, input, ldi, rows, sums, ld, 0);
+        return;
+    }
+    /* Rows so far apart that each lies in a page of its own: some columns at a time, side by side. */
+    for (long o = 0; o < map->out; o += GROUP) {
+        Linear part = *map;
+        part.out = map->out - o < GROUP ? map->out - o : GROUP;
+        part.reach = map->reach ? map->reach + o : 0;
+        for (long r = 0; r < rows; r++)
+            memcpy(copy + r * leading(GROUP), grad + r * ldg + o, (size_t)part.out * sizeof(float));
+        sum_all(&part, copy, leading(GROUP), input, ldi, rows, sums + o * ld, ld, 0);
+    }
 }
 
 /* --- packing ---------------------------------------------------------------------------------------------------- */
@@ -414,7 +426,7 @@ typedef struct {
     const Network *net;
     const Linear *hidden, *gates, *last;
     long ld, lde, start, rows; /* leading dimensions of hidden layers and of the entrance; the rows of this tile */
-    float *entrance, *buffers[BUFFERS], *saved, *pairs;
+    float *entrance, *buffers[BUFFERS], *saved, *copy, *pairs;
 } Tile;
 
 /* The input of the first map: x, drawn in smoothly to +-10, and the context. */
@@ -440,7 +452,8 @@ static Tile tile_of(const Pass *pass, float *scratch) {
     memset(scratch, 0, (size_t)(TILE * (BUFFERS * t.ld + t.lde)) * sizeof(float));
     for (int i = 0; i < BUFFERS; i++) t.buffers[i] = scratch + TILE * i * t.ld;
     t.entrance = scratch + TILE * BUFFERS * t.ld;
-    t.pairs = net->bf16 ? t.entrance + 2 * TILE * t.lde + TILE * net->outputs + PAD : 0;
+    t.copy = t.entrance + 2 * TILE * t.lde + TILE * net->outputs + PAD;
+    t.pairs = net->bf16 ? t.copy : 0;
     return t;
 }
 
@@ -561,7 +574,7 @@ static void backward_tile(const Tile *t, float *sums, const long *offset, float 
     float *dh = t->buffers[0], *other = t->buffers[1], *dv = t->buffers[2], *gate = t->buffers[3], *a = t->buffers[4];
     int weights = sums != 0, entrance = t->pass->grad_x || t->pass->grad_context;
 #define GRADIENTS(map, g, ld_, in, ldi)                                                                                \
-    if (weights) gradients((map), (g), (ld_), (in), (ldi), t->rows, sums + offset[(map) - net->maps], t->pairs)
+    if (weights) gradients((map), (g), (ld_), (in), (ldi), t->rows, sums + offset[(map) - net->maps], t->copy, net->bf16)
     if (entrance) memset(grad_entrance, 0, (size_t)(TILE * t->lde) * sizeof(float));
     GRADIENTS(t->last, grad, ldg, active(t, net->hidden, a), t->ld);
     back(t, t->last, grad, ldg, (Finish){.kept = slot(t, net->hidden), .out = dh});
@@ -635,14 +648,14 @@ void NAMED(linear)(const Linear *map, const Packed *packed, long n, const float 
 
 void NAMED(linear_back)(const Linear *map, const Packed *back, long n, const float *x, const float *grad, float *grad_x,
                         long first, long last, float *scratch, int bf16, float *sums) {
-    float *pairs = bf16 ? scratch + TILE * (map->in + map->out) + 4 * PAD : 0;
+    float *copy = scratch + TILE * (map->in + map->out) + 4 * PAD, *pairs = bf16 ? copy : 0;
     if (sums) memset(sums, 0, (size_t)sum_size(map) * sizeof(float));
     for (long start = first * TILE; start < n && start < last * TILE; start += TILE) {
         long rows = n - start < TILE ? n - start : TILE;
         const float *g = rows_of(grad, map->out, start, rows, n, scratch);
         if (sums) {
             const float *input = rows_of(x, map->in, start, rows, n, scratch + TILE * map->out + PAD);
-            gradients(map, g, map->out, input, map->in, rows, sums, pairs);
+            gradients(map, g, map->out, input, map->in, rows, sums, copy, bf16);
         }
         if (!grad_x) continue;
         Finish f = {.out = grad_x + start * map->in, .ld_out = map->in, .rows = rows, .columns = map->in};
