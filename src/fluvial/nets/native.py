@@ -91,7 +91,7 @@ def serves_products(net: MLP, x: Tensor, context: Tensor | None) -> bool:
         and sum(t.shape[-1] for t in given) == net.first.in_features
         and net.context == (0 if context is None else context.shape[-1])
         and x.shape[:-1].numel() >= LEAST_ROWS
-        and not (net.bf16 and net.training and not _has_bf16())
+        and not (net.bf16 and net.training and not multiplies_in_bf16())
         and not net.constant
         and all(_serves_tensor(t) for t in (*given, *net.parameters()))
     )
@@ -109,11 +109,12 @@ def _is_transformed() -> bool:
 
 def in_bf16(net: MLP) -> bool:
     """Return whether the kernel shall multiply in bfloat16 now: where it is asked for and the processor can."""
-    return net.bf16 and net.training and _has_bf16()
+    return net.bf16 and net.training and multiplies_in_bf16()
 
 
 @cache
-def _has_bf16() -> bool:
+def multiplies_in_bf16() -> bool:
+    """Return whether the kernel can multiply in bfloat16: it was compiled for it, and the processor has instructions."""
     library = _library()
     return library is not None and bool(library.fluvial_has_bf16())
 
