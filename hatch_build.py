@@ -17,7 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDER = Path("src/fluvial/core/kernels")
 LIBRARY = "kernels.so"
 #: Compiled once, and once for every instruction set.
-SOURCES, KERNELS = ("spline.c", "mlp.c"), ("spline_kernel.c", "mlp_kernel.c")
+SOURCES, KERNELS = ("spline.c", "mlp.c", "gather.c"), ("spline_kernel.c", "mlp_kernel.c")
 # No -ffast-math: a value that is not a number must come out as one.
 FLAGS = [
     "-O3",
