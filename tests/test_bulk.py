@@ -285,6 +285,26 @@ def test_the_command_line_draws_into_a_folder(
     assert "seed is 5 there, and 6 now" in command("--out", out, "--seed", "6")[2]
 
 
+def test_contexts_may_be_spectra(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=300)
+    (tmp_path / "stars").mkdir()
+    np.save(tmp_path / "stars" / "t.npy", t)
+    np.save(tmp_path / "stars" / "flux.npy", (1 + 0.1 * np.outer(t, np.ones(32))).astype(np.float32))
+    study = {
+        "data": {"source": str(tmp_path / "stars"), "targets": ["t"], "context": ["flux"]},
+        "flow": {"architecture": "full-gaussian", "width": 8},
+        "encoder": {"features": 4, "width": 4, "patch": 8},
+        "training": {"epochs": 1},
+    }
+    density = fluvial.fit(study, runs=tmp_path, name="run", check=False)
+    usual: dict[str, Any] = {"contexts": tmp_path / "stars", "draws": 200, "seed": 1}
+    for shards in (1, 3):
+        assert sample_shards(density, tmp_path / f"{shards}", **usual, shards=shards).rows == 60_000
+    assert same(tmp_path / "1", tmp_path / "3")
+    assert list(rows_of(tmp_path / "1")) == ["t"]  # a spectrum is not written again with every draw
+
+
 def test_rounding_leaves_no_draw_outside_its_support() -> None:
     column = Column("eta", "target", support=Support(0.7, 0.8))
     values = np.array([0.8 - 1e-12, 0.7 + 1e-12, 0.75])
