@@ -16,6 +16,7 @@ import fluvial
 from fluvial import DataError, RunError, cli
 from fluvial.data.readers import open_table, write_table
 from fluvial.data.schema import Column, Support
+from fluvial.walltime import TooShort
 from fluvial.workflow import sample_shards
 from fluvial.workflow.bulk_plan import BLOCK, MANIFEST, column_type, read_plan
 from fluvial.workflow.bulk_shard import within
@@ -183,6 +184,25 @@ def test_an_interrupted_sampling_goes_on(
     assert done.rows_now < done.rows
     assert same(tmp_path / "whole", tmp_path / "out")
     assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_a_walltime_too_short_for_one_shard(
+    made: Path, density: fluvial.Density, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual: dict[str, Any] = {"contexts": made / "contexts.parquet", "draws": 8, "seed": 5, "shards": 2}
+
+    def warn(done: int, rows: int) -> None:
+        if done > enough * rows:
+            signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setenv("FLUVIAL_WALLTIME", "60")
+    enough = 0.0  # warned after the first block
+    with pytest.raises(TooShort, match=r"not one shard was finished in the job's 1 minutes") as caught:
+        sample_shards(density, tmp_path / "out", **usual, advance=warn)
+    assert caught.value.code == 200
+    enough = 0.6  # after a shard: it gets on
+    with pytest.raises(Terminated):
+        sample_shards(density, tmp_path / "out", **usual, advance=warn)
 
 
 def test_a_folder_of_other_things_is_refused(made: Path, density: fluvial.Density, tmp_path: Path) -> None:
