@@ -14,6 +14,7 @@ from fluvial import at_scale
 from fluvial.apps.collider.commands import app as collider_app
 from fluvial.apps.stars.commands import app as stars_app
 from fluvial.cli_infer import infer
+from fluvial.walltime import answer_early
 from fluvial.words import is_folder, read_given
 
 if TYPE_CHECKING:
@@ -320,6 +321,7 @@ def main() -> None:
     from fluvial.errors import FluvialError
 
     warnings.showwarning = _show_warning
+    answer_early()
     # OpenMP's threads spin while they wait; where others want the cores too, spinning costs ten times what it saves. This
     # process alone, and only if the user has not said otherwise; read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
