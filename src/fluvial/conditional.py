@@ -16,6 +16,7 @@ from fluvial.data.schema import Column
 from fluvial.errors import DataError, nearest
 
 if TYPE_CHECKING:
+    from fluvial.contexts import Contexts
     from fluvial.density import Density
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
@@ -32,13 +33,13 @@ class ExtrapolationWarning(UserWarning):
 class Conditional:
     """p(target | context) at one context (``shape`` is ``()``) or at an array of them."""
 
-    def __init__(self, density: Density, context: np.ndarray):
+    def __init__(self, density: Density, context: Contexts):
         self.density = density
-        self.shape = context.shape[:-1]
-        _check_support(context, density.schema.context, "context")
-        _warn_outside(context, density)
-        standardised, _ = density.context_transforms.forward(context)
-        self._context = torch.from_numpy(standardised.astype(np.float32))
+        self.shape = context.shape
+        _check_support(context.scalars, density.schema.scalars, "context")
+        _warn_outside(context.scalars, density)
+        # Encoded here and now, once: whatever is asked of these contexts later starts from their features.
+        self._features = density.features(context)
 
     def __repr__(self) -> str:
         at = f"{self.shape} contexts" if self.shape else "one context"
@@ -142,14 +143,16 @@ class Conditional:
             generator.manual_seed(_whole("seed", seed, least=0))
         size = self.density.target_transforms.layout.width
         contexts = int(np.prod(self.shape, dtype=int))
-        context = self._context.reshape(contexts, self._context.shape[-1])  # no −1: it may have no elements
+        features = self._features.reshape(
+            contexts, self._features.shape[-1]
+        )  # no −1: it may have no elements
         x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
         with torch.no_grad():
             for of, part in _blocks(contexts, draws, self.density.flow.draw_rows):
-                p = self.density.flow(context[of] if context.shape[-1] else None)
+                p = self.density.flow.given_features(features[of] if features.shape[-1] else None)
                 # An unconditional flow has no batch dimension: its contexts are all one.
                 number = part.stop - part.start
-                shape = (number,) if context.shape[-1] else (number, of.stop - of.start)
+                shape = (number,) if features.shape[-1] else (number, of.stop - of.start)
                 if with_log_prob:
                     z, log_density = p.rsample_and_log_prob(shape, generator=generator)
                     log_prob[of, part] = log_density.numpy().T
@@ -201,16 +204,16 @@ class Conditional:
                 f"Expected events and contexts of shapes that broadcast; got events {tuple(z.shape[:-1])} "
                 f"and contexts {self.shape}. For every event at every context, give contexts as [N, 1]."
             ) from None
-        size, width = z.shape[-1], self._context.shape[-1]
+        size, width = z.shape[-1], self._features.shape[-1]
         count = math.prod(shape)
         rows = z.expand(*shape, size).reshape(count, size)
-        context = self._context.expand(*shape, width).reshape(count, width)
+        features = self._features.expand(*shape, width).reshape(count, width)
         out = np.empty(count)
         with torch.no_grad():
             for start in range(0, len(rows), CHUNK):
                 part = slice(start, start + CHUNK)
-                flow = self.density.flow(context[part] if context.shape[-1] else None)
-                out[part] = flow.log_prob(rows[part]).numpy()
+                given = self.density.flow.given_features(features[part] if width else None)
+                out[part] = given.log_prob(rows[part]).numpy()
         return out.reshape(shape)
 
 
@@ -308,7 +311,7 @@ def _check_support(values: np.ndarray, columns: tuple[Column, ...], what: str) -
 
 def _warn_outside(context: np.ndarray, density: Density) -> None:
     """Warn of contexts outside the range of the table that the density was fitted to."""
-    for i, column in enumerate(density.schema.context):
+    for i, column in enumerate(density.schema.scalars):
         if column.name not in density.context_range or not context.size:
             continue
         low, high = density.context_range[column.name]
