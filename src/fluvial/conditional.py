@@ -17,6 +17,7 @@ from fluvial.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from fluvial.density import Density
+    from fluvial.novelty import NoveltyResult
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
 CHUNK = 8192
@@ -125,6 +126,25 @@ class Conditional:
         z, logdet = self.density.target_transforms.forward(np.where(inside[..., None], values, stand_in))
         out = self._flow_log_prob(torch.from_numpy(z.astype(np.float32)))
         return np.where(inside, out + logdet, -np.inf)
+
+    def novelty(self, rate: float | None = None) -> NoveltyResult:
+        """Return how unlike the training rows each context is: see :mod:`fluvial.novelty`.
+
+        Parameters
+        ----------
+        rate : float, optional
+            The share of false alarms among contexts like those of the table; 1 % unless given.
+
+        Raises
+        ------
+        DataError
+            If the density has no context, or no score: it is made with the checks.
+        """
+        if not self.density.schema.context:
+            raise DataError("This density has no context, so none can be novel.")
+        if self.density.novelty is None:
+            raise DataError("This density has no novelty score; make it with: fluvial check RUN.")
+        return self.density.novelty(self._context.numpy(), rate)
 
     def _flow_log_prob(self, z: torch.Tensor) -> np.ndarray:
         try:

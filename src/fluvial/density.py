@@ -32,9 +32,12 @@ from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixed import build_mixed_flow
+from fluvial.flows.recalibrated import recalibrated
+from fluvial.novelty import Novelty
 
-#: Format 1 knows continuous columns only; a density that has no others is still written so.
-FORMAT = 2
+#: Format 1 knows continuous columns only, format 2 all columns, format 3 parts that not every density has, such as a
+#: recalibration. A density is written in the first format that holds it.
+FORMAT = 3
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -54,6 +57,10 @@ class Density:
         The smallest and the largest value of each context column in the training rows.
     architecture, options
         What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
+    recalibration : dict or None
+        Of a recalibrated density: the ``map`` in its latent space, on which rows it was fitted, and what it gained.
+    novelty : fluvial.novelty.Novelty or None
+        What tells a context that is unlike those of the training rows; made when the density is checked.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class Density:
         architecture: str,
         options: Mapping[str, Any],
         context_range: Mapping[str, tuple[float, float]] | None = None,
+        recalibration: Mapping[str, Any] | None = None,
     ):
         self.flow = flow.eval()
         self.schema = schema
@@ -74,13 +82,18 @@ class Density:
         self.architecture = architecture
         self.options = dict(options)
         self.context_range = {name: (float(a), float(b)) for name, (a, b) in (context_range or {}).items()}
+        self.recalibration = dict(recalibration) if recalibration is not None else None
+        self.novelty: Novelty | None = None
         self.folder: Path | None = None
 
     def __repr__(self) -> str:
         targets, context = ", ".join(self.schema.target_names), ", ".join(self.schema.context_names)
         weights = sum(p.numel() for p in self.flow.parameters())
         measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
-        return f"Density p({targets} | {context}): {self.architecture}, {weights:,} weights{measure}"
+        mended = ""
+        if self.recalibration is not None:
+            mended = f", recalibrated on {self.recalibration['rows']:,} {self.recalibration['split']} rows"
+        return f"Density p({targets} | {context}): {self.architecture}, {weights:,} weights{mended}{measure}"
 
     @property
     def plain(self) -> bool:
@@ -138,11 +151,14 @@ class Density:
         """Write ``density.json`` and ``weights.safetensors`` into a folder, each file at once or not at all."""
         self.save_description(folder)
         self.save_weights(folder)
+        if self.novelty is not None:
+            self.novelty.save(folder)
 
     def save_description(self, folder: str | Path) -> None:
         """Write ``density.json`` alone: all but the weights."""
+        own = {"recalibration": self.recalibration} if self.recalibration is not None else {}
         description = {
-            "format": 1 if all(c.plain for c in self.schema.columns) else FORMAT,
+            "format": FORMAT if own else 1 if all(c.plain for c in self.schema.columns) else 2,
             "fluvial": __version__,
             "architecture": self.architecture,
             "options": self.options,
@@ -153,6 +169,7 @@ class Density:
                 "targets": self.target_transforms.to_json(),
                 "context": self.context_transforms.to_json(),
             },
+            **own,
         }
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
@@ -183,6 +200,7 @@ class Density:
                 "again."
             ) from error
         _load_weights(density.flow, folder / WEIGHTS_FILE)
+        density.novelty = Novelty.load(folder)
         return density
 
     @classmethod
@@ -199,6 +217,9 @@ class Density:
             flow = build_mixed_flow(
                 architecture, **targets.layout.arguments, context=context.layout.width, **options
             )
+        recalibration = description.get("recalibration")
+        if recalibration is not None and recalibration["map"] is not None:
+            flow, _ = recalibrated(flow, **recalibration["map"])
         return cls(
             flow,
             schema,
@@ -207,6 +228,7 @@ class Density:
             architecture=architecture,
             options=options,
             context_range=description["context_range"],
+            recalibration=recalibration,
         )
 
 

@@ -8,6 +8,7 @@ from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
 from fluvial.flows.mixed import MixedFlow, build_mixed_flow
 from fluvial.flows.mixture import MixtureOfGaussians
+from fluvial.flows.recalibrated import LatentMap, RecalibratedFlow, recalibrated
 from fluvial.flows.sbi import sbi_estimator
 
 __all__ = [
@@ -23,9 +24,12 @@ __all__ = [
     "FlowDistribution",
     "FullGaussian",
     "Gaussianization",
+    "LatentMap",
     "MixedFlow",
     "MixtureOfGaussians",
+    "RecalibratedFlow",
     "build_flow",
     "build_mixed_flow",
+    "recalibrated",
     "sbi_estimator",
 ]
