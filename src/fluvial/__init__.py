@@ -30,7 +30,19 @@ if TYPE_CHECKING:
         build_flow,
         sbi_estimator,
     )
-    from fluvial.workflow import check_run, fit, list_runs, load, report_run, resume
+    from fluvial.infer.conformal import ConformalRegions
+    from fluvial.novelty import NoveltyResult
+    from fluvial.workflow import (
+        check_run,
+        conformal_regions,
+        fit,
+        list_runs,
+        load,
+        recalibrate,
+        report_run,
+        resume,
+        write_card,
+    )
 
 __version__ = "0.1.0"
 
@@ -40,6 +52,7 @@ _HOME = {
     "Column": "fluvial.data.schema",
     "Conditional": "fluvial.conditional",
     "ConditionalFlow": "fluvial.flows",
+    "ConformalRegions": "fluvial.infer.conformal",
     "ContinuousFlow": "fluvial.flows",
     "CouplingAffine": "fluvial.flows",
     "CouplingSpline": "fluvial.flows",
@@ -53,18 +66,22 @@ _HOME = {
     "MAF": "fluvial.flows",
     "MissingExtraError": "fluvial.errors",
     "MixtureOfGaussians": "fluvial.flows",
+    "NoveltyResult": "fluvial.novelty",
     "RunError": "fluvial.errors",
     "Schema": "fluvial.data.schema",
     "StudyError": "fluvial.errors",
     "Support": "fluvial.data.schema",
     "build_flow": "fluvial.flows",
     "check_run": "fluvial.workflow",
+    "conformal_regions": "fluvial.workflow",
     "fit": "fluvial.workflow",
     "list_runs": "fluvial.workflow",
     "load": "fluvial.workflow",
+    "recalibrate": "fluvial.workflow",
     "report_run": "fluvial.workflow",
     "resume": "fluvial.workflow",
     "sbi_estimator": "fluvial.flows",
+    "write_card": "fluvial.workflow",
 }
 
 __all__ = [
@@ -74,6 +91,7 @@ __all__ = [
     "Column",
     "Conditional",
     "ConditionalFlow",
+    "ConformalRegions",
     "ContinuousFlow",
     "CouplingAffine",
     "CouplingSpline",
@@ -86,6 +104,7 @@ __all__ = [
     "Gaussianization",
     "MissingExtraError",
     "MixtureOfGaussians",
+    "NoveltyResult",
     "RunError",
     "Schema",
     "StudyError",
@@ -93,12 +112,15 @@ __all__ = [
     "__version__",
     "build_flow",
     "check_run",
+    "conformal_regions",
     "fit",
     "list_runs",
     "load",
+    "recalibrate",
     "report_run",
     "resume",
     "sbi_estimator",
+    "write_card",
 ]
 
 

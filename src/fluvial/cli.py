@@ -95,10 +95,44 @@ def check(run: Run) -> None:
     from fluvial.check import overall
     from fluvial.workflow import check_run
 
-    results = check_run(run)
+    results = check_run(run, on_event=_err)
     _show_results(results)
     if overall(results) == "fail":
         raise typer.Exit(1)
+
+
+@app.command()
+def recalibrate(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new run folder.", show_default="RUN-recalibrated")
+    ] = None,
+) -> None:
+    """Mend a density's calibration on rows it was not trained on; leave a new run beside the old one."""
+    from fluvial.record import RunFolder
+    from fluvial.report.page import measured
+    from fluvial.workflow import recalibrate as mend
+    from fluvial.workflow.check import load_results
+
+    density, fit = mend(run, out, on_event=_err)
+    if fit.options is None or density.recalibration is None or density.folder is None:
+        _out(f"nothing to mend: no map of its latent space gains on {fit.rows:,} held-out rows; no run was made")
+        return
+    test = density.recalibration["test"]
+    _show_results(load_results(RunFolder.open(density.folder)))
+    _out(f"log p     +{measured(test['gain'], test['gain_error'])} nats per row on {test['rows']:,} test rows".replace("+−", "−"))
+    _out(f"coverage  largest error {test['coverage_before']:.4f} before, {test['coverage_after']:.4f} after "
+         f"(± {test['coverage_error']:.4f})")
+    _out(f"run       {density.folder}")
+    _out(f"report    {(density.folder / 'report.html').resolve()}")
+
+
+@app.command()
+def card(run: Run) -> None:
+    """Write card.json and README.md of a run again, from its record and checks; print the path."""
+    from fluvial.workflow import write_card
+
+    _out(str(write_card(run).resolve()))
 
 
 @app.command()
@@ -152,11 +186,16 @@ def log_prob(
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write report.html of a run again, from its record and checks; print its path."""
+def report(
+    run: Run,
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="html; md, with its figures in a folder; or pdf.")
+    ] = "html",
+) -> None:
+    """Write the report of a run again, from its record and checks; print its path."""
     from fluvial.workflow import report_run
 
-    _out(str(report_run(run).resolve()))
+    _out(str(report_run(run, form, on_event=_err).resolve()))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -331,8 +370,12 @@ def _out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def _err(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
 def _show_results(results: list[CheckResult]) -> None:
-    from fluvial.report.page import measured, verdict_sentence
+    from fluvial.report.page import measured, needs, verdict_sentence
 
     symbols = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
     rows = [
@@ -347,6 +390,9 @@ def _show_results(results: list[CheckResult]) -> None:
         for r in results
     ]
     _table(rows, ["verdict", "check", "statistic", "exact", "allowed", "n"])
+    for r in results:
+        if r.verdict == "insufficient data":
+            _out(f"? {r.name}{f' of {r.column}' if r.column else ''}: {needs(r)}")
     _out(verdict_sentence(results))
 
 

@@ -127,6 +127,11 @@ class Conditional:
         out = self._flow_log_prob(torch.from_numpy(z.astype(np.float32)))
         return np.where(inside, out + logdet, -np.inf)
 
+    @property
+    def coded(self) -> np.ndarray:
+        """The contexts as the flow sees them, coded and standardised: ``[*shape, columns]``, float32."""
+        return self._context.numpy()
+
     def novelty(self, rate: float | None = None) -> NoveltyResult:
         """Return how unlike the training rows each context is: see :mod:`fluvial.novelty`.
 
@@ -144,7 +149,7 @@ class Conditional:
             raise DataError("This density has no context, so none can be novel.")
         if self.density.novelty is None:
             raise DataError("This density has no novelty score; make it with: fluvial check RUN.")
-        return self.density.novelty(self._context.numpy(), rate)
+        return self.density.novelty(self.coded, rate)
 
     def _flow_log_prob(self, z: torch.Tensor) -> np.ndarray:
         try:

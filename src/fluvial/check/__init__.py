@@ -25,6 +25,7 @@ from fluvial.check.calibration import (
     pulls,
     uniform_distance,
 )
+from fluvial.check.cells import CellDifferences, cell_differences, cells
 from fluvial.check.conditional import ContextBin, context_slices, local_calibration, representative_contexts
 from fluvial.check.divergence import kl_divergence, nll
 from fluvial.check.levels import level_probabilities
@@ -32,9 +33,12 @@ from fluvial.check.result import CheckResult, Verdict, overall, verdict_for
 from fluvial.check.support import normalisation, outside_support
 
 __all__ = [
+    "CellDifferences",
     "CheckResult",
     "ContextBin",
     "Verdict",
+    "cell_differences",
+    "cells",
     "central_coverage_curve",
     "context_slices",
     "coverage",

@@ -12,7 +12,7 @@ boosted quantiles         quantiles of each target given the context and the tar
                           (scikit-learn); the density is flat between two quantiles, exponential beyond the outermost
 ========================= ============================================================================================
 
-A thousandth of a wide Gaussian is mixed into the kernel densities, so that no row is impossible.
+A thousandth of a wide Gaussian is mixed into all but the linear Gaussian, so that no row is impossible.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KERNELS, NEIGHBOURS, HELD_OUT = 4_000, 40_000, 500
 BOOSTED_ROWS, TREES = 30_000, 60
 #: Quantiles between which the boosted density is flat.
 LEVELS = np.array([0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.995])
-#: The share of a wide Gaussian in kernel densities.
+#: The share of a wide Gaussian in kernels and boosted quantiles.
 WIDE = 1e-3
 #: No flat part of the boosted density is narrower than this, in standard deviations.
 NARROWEST = 1e-3
@@ -214,7 +214,7 @@ def boosted_quantiles(
         if not inputs.shape[1]:
             quantiles = np.broadcast_to(np.quantile(x[chosen, j], LEVELS), (len(y), len(LEVELS)))
         else:
-            found = [
+            predicted = [
                 HistGradientBoostingRegressor(
                     loss="quantile",
                     quantile=level,
@@ -230,8 +230,9 @@ def boosted_quantiles(
                 .predict(at)
                 for level in LEVELS
             ]
-            quantiles = np.sort(np.stack(found, 1), 1)
-        total += quantile_density(y[:, j], quantiles, LEVELS)
+            quantiles = np.sort(np.stack(predicted, 1), 1)
+        found = quantile_density(y[:, j], quantiles, LEVELS)
+        total += _with_wide(found, y[:, j : j + 1], x[:, j : j + 1])
     return total
 
 

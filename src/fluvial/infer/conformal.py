@@ -38,7 +38,7 @@ from fluvial.files import write_atomically
 CONFORMAL_FILE = "conformal.safetensors"
 FORMAT = 1
 #: Rows whose scores are kept, and for central intervals, at most; draws behind each rank.
-ROWS, CENTRAL_ROWS, DRAWS = 100_000, 4_000, 250
+ROWS, CENTRAL_ROWS, DRAWS = 100_000, 2_000, 199
 #: Draws behind an interval or an area, unless given.
 INTERVAL_DRAWS = 4_000
 

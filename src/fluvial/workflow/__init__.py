@@ -1,18 +1,23 @@
 """The verbs: the only place where the layers are wired together."""
 
+from fluvial.workflow.card import write_card
 from fluvial.workflow.check import check_run
 from fluvial.workflow.fit import fit, resume
+from fluvial.workflow.recalibrate import recalibrate
 from fluvial.workflow.report import report_run
-from fluvial.workflow.use import compare_runs, list_runs, load, log_prob_table, sample_table
+from fluvial.workflow.use import compare_runs, conformal_regions, list_runs, load, log_prob_table, sample_table
 
 __all__ = [
     "check_run",
     "compare_runs",
+    "conformal_regions",
     "fit",
     "list_runs",
     "load",
     "log_prob_table",
+    "recalibrate",
     "report_run",
     "resume",
     "sample_table",
+    "write_card",
 ]

@@ -14,6 +14,7 @@ from fluvial.data.select import View
 from fluvial.density import DENSITY_FILE, Density
 from fluvial.errors import DataError, nearest
 from fluvial.files import write_atomically
+from fluvial.infer.conformal import ConformalRegions
 from fluvial.record import RECORD, RunFolder, find_runs
 from fluvial.runs_table import differences, result_row, select
 
@@ -34,6 +35,17 @@ def load(run: str | Path) -> Density:
     density = Density.load(path)
     density.folder = path
     return density
+
+
+def conformal_regions(run: str | Path) -> ConformalRegions:
+    """Return the conformal regions of a run: see :mod:`fluvial.infer.conformal`. They are made with the checks.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, or it has not been checked.
+    """
+    return ConformalRegions.load(load(run).folder or run)
 
 
 def list_runs(
