@@ -120,7 +120,9 @@ def test_every_flow_with_a_latent_can_have_a_map(flow) -> None:
 
 
 def test_absent_numbers_and_angles_are_left_alone() -> None:
-    latent_map = LatentMap(3, 2, bins=4, present=[-1, 0, -1], angles=[False, False, True]).requires_grad_(False)
+    latent_map = LatentMap(3, 2, bins=4, present=[-1, 0, -1], angles=[False, False, True]).requires_grad_(
+        False
+    )
     latent_map.log_scale.fill_(0.5)
     z = torch.ones(2, 3)
     out, logdet = latent_map(z, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
@@ -145,7 +147,9 @@ def overconfident(folder: Path, study: str = STUDY, rows: int = 12_000) -> Path:
     c = rng.uniform(-1, 1, rows)
     noise = np.ones(rows)
     noise[split_rows(rows, SPLIT, seed=3).train] = 0.6
-    write_table(folder / "table.parquet", {"x": np.exp(0.5 * c + 0.4 * noise * rng.normal(size=rows)), "c": c})
+    write_table(
+        folder / "table.parquet", {"x": np.exp(0.5 * c + 0.4 * noise * rng.normal(size=rows)), "c": c}
+    )
     path = folder / "narrow.toml"
     path.write_text(study)
     return path
@@ -163,7 +167,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def results(folder: Path) -> dict[str, CheckResult]:
-    return {r["name"]: CheckResult.from_json(r) for r in json.loads((folder / "checks.json").read_bytes())["results"]}
+    return {
+        r["name"]: CheckResult.from_json(r)
+        for r in json.loads((folder / "checks.json").read_bytes())["results"]
+    }
 
 
 def test_an_overconfident_run_is_mended(runs: tuple[Path, Path]) -> None:
@@ -188,12 +195,18 @@ def test_the_artefact_says_so(runs: tuple[Path, Path]) -> None:
     assert "calibration rows" in repr(density)
     about = density.recalibration
     assert about is not None
-    assert (about["split"], about["also_stopped_training"], about["of"]) == ("calibration", False, runs[0].name)
+    assert (about["split"], about["also_stopped_training"], about["of"]) == (
+        "calibration",
+        False,
+        runs[0].name,
+    )
     assert len(about["data_sha256"]) == 64
     assert json.loads((runs[1] / "density.json").read_bytes())["format"] == 3
     assert "recalibrated" not in repr(fluvial.load(runs[0]))
     assert "**recalibrated**" in (runs[1] / "README.md").read_text()
-    assert json.loads((runs[1] / "card.json").read_bytes())["density"]["recalibration"]["rows"] == about["rows"]
+    assert (
+        json.loads((runs[1] / "card.json").read_bytes())["density"]["recalibration"]["rows"] == about["rows"]
+    )
     page = (runs[1] / "report.html").read_text()
     assert "Recalibration" in page
     from fluvial.record_model import Record

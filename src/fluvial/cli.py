@@ -116,13 +116,21 @@ def recalibrate(
 
     density, fit = mend(run, out, on_event=_err)
     if fit.options is None or density.recalibration is None or density.folder is None:
-        _out(f"nothing to mend: no map of its latent space gains on {fit.rows:,} held-out rows; no run was made")
+        _out(
+            f"nothing to mend: no map of its latent space gains on {fit.rows:,} held-out rows; no run was made"
+        )
         return
     test = density.recalibration["test"]
     _show_results(load_results(RunFolder.open(density.folder)))
-    _out(f"log p     +{measured(test['gain'], test['gain_error'])} nats per row on {test['rows']:,} test rows".replace("+−", "−"))
-    _out(f"coverage  largest error {test['coverage_before']:.4f} before, {test['coverage_after']:.4f} after "
-         f"(± {test['coverage_error']:.4f})")
+    _out(
+        f"log p     +{measured(test['gain'], test['gain_error'])} nats per row on {test['rows']:,} test rows".replace(
+            "+−", "−"
+        )
+    )
+    _out(
+        f"coverage  largest error {test['coverage_before']:.4f} before, {test['coverage_after']:.4f} after "
+        f"(± {test['coverage_error']:.4f})"
+    )
     _out(f"run       {density.folder}")
     _out(f"report    {(density.folder / 'report.html').resolve()}")
 
@@ -146,12 +154,15 @@ def sample(
     contexts: Annotated[Path | None, typer.Option(help="A table of contexts, one a row.")] = None,
     draws: Annotated[int, typer.Option("--draws", "-n", help="Draws at each context.")] = 1,
     seed: Seed = None,
+    novelty: Annotated[
+        bool, typer.Option("--novelty", help="Add a column: how probable a context as unlike the training rows is.")
+    ] = False,
 ) -> None:
     """Draw targets at given contexts; write context and target columns."""
     from fluvial.data.readers import write_table
     from fluvial.workflow import load, sample_table
 
-    table = sample_table(load(run), given=_values(given), contexts=contexts, draws=draws, seed=seed)
+    table = sample_table(load(run), given=_values(given), contexts=contexts, draws=draws, seed=seed, novelty=novelty)
     write_table(out, table)
     rows = len(next(iter(table.values())))
     _out(f"{rows:,} rows of {', '.join(table)} in {out}")

@@ -1,8 +1,9 @@
 r"""Baselines that keep a flow honest: how many nats per row it gains over densities that need no flow.
 
-Every baseline is a proper density, normalised exactly or to rounding, of standardised targets ``[n, D]`` given standardised
-context ``[n, C]``; add the log-determinant of the column transforms, and its nats are those of the flow. Free choices
-(bandwidths, numbers of neighbours) are made on rows held out of the training rows, never on those that are scored.
+Every baseline is a proper density, normalised exactly or to rounding, of standardised targets ``[n, D]`` given
+standardised context ``[n, C]``; add the log-determinant of the column transforms, and its nats are those of the flow.
+Free choices (bandwidths, numbers of neighbours) are made on rows held out of the training rows, never on those that are
+scored.
 
 ========================= ============================================================================================
 marginal density          context ignored: Gaussian kernels, with one bandwidth, of the covariance of the targets
@@ -37,8 +38,8 @@ LEVELS = np.array([0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95,
 WIDE = 1e-3
 #: No flat part of the boosted density is narrower than this, in standard deviations.
 NARROWEST = 1e-3
-#: A flow is worth having if it gains more than so many standard errors over every baseline.
-STANDARD_ERRORS = 2.0
+#: A baseline does as well as the flow if that gains no more than so many standard errors, and so many nats per row.
+STANDARD_ERRORS, SMALL_GAIN = 2.0, 0.05
 
 _ELEMENTS = 4_000_000
 
@@ -66,8 +67,8 @@ class Baseline:
 
     @property
     def suffices(self) -> bool:
-        """Whether the flow is no better than this, but for two standard errors."""
-        return self.made and not self.gain > STANDARD_ERRORS * self.gain_error
+        """Whether the flow is no better than this: by less than 0.05 nats per row, and less than two standard errors."""
+        return self.made and self.gain < SMALL_GAIN and self.gain <= STANDARD_ERRORS * self.gain_error
 
     def to_json(self) -> dict[str, Any]:
         """Return a value for JSON, without NaN."""
@@ -76,7 +77,8 @@ class Baseline:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Baseline:
         """Inverse of :meth:`to_json`; ``null`` is NaN."""
-        return cls(**{k: math.nan if v is None else v for k, v in value.items()})
+        known: dict[str, Any] = {k: math.nan if v is None else v for k, v in value.items()}
+        return cls(**known)
 
 
 def compare(name: str, log_prob: np.ndarray, flow: np.ndarray) -> Baseline:
@@ -133,7 +135,8 @@ def nearest_neighbours(
 
     .. math:: p(x | c) = \frac{1}{k} \sum_{i \in N_k(c)} \mathcal N\bigl(x; x_i, h^2 \Sigma(c)\bigr)
 
-    with Σ(c) the covariance of those k targets, drawn a little towards that of all; k and h are the best on held-out rows.
+    with Σ(c) the covariance of those k targets, drawn a little towards that of all; k and h are the best on held-out
+    rows.
     Of rows equally near, as on a grid, any will do.
     """
     x, y = _pair("train", train, "test", test)
@@ -152,7 +155,9 @@ def nearest_neighbours(
     for k in sizes:
         parts = _local(x_kept, near_held[:, :k], overall)
         for width in (0.08, 0.15, 0.25, 0.4, 0.6):
-            found = _with_wide(_local_density(x[held], x_kept, near_held[:, :k], parts, width), x[held], x).mean()
+            found = _with_wide(
+                _local_density(x[held], x_kept, near_held[:, :k], parts, width), x[held], x
+            ).mean()
             if found > best:
                 best, choice = found, (k, width)
     k, width = choice
@@ -223,7 +228,7 @@ def boosted_quantiles(
                     min_samples_leaf=40,
                     learning_rate=0.1,
                     max_bins=63,
-                    early_stopping=False,
+                    early_stopping=False,  # type: ignore[arg-type]
                     random_state=seed,
                 )
                 .fit(inputs, x[chosen, j])

@@ -68,14 +68,17 @@ def cell_differences(
     at = array("context", context, ("B", "C"))
     if not len(at) or not len(at) == len(data) == len(draws):
         raise DataError(
-            f"cells: expected data, draws and a context for each of B > 0 cells; got {len(data)}, {len(draws)}, {len(at)}."
+            "cells: expected data, draws and a context for each of B > 0 cells; got "
+            f"{len(data)}, {len(draws)}, {len(at)}."
         )
     targets = np.shape(data[0])[-1]
     out = {name: np.empty((len(at), targets)) for name in ("value", "observed", "drawn", "error")}
     for b, (x, y) in enumerate(zip(data, draws, strict=True)):
         x, y = array("data", x, ("n", targets)), array("draws", y, ("m", targets))
         if not len(x) or not len(y):
-            raise DataError(f"cells: expected rows and draws in every cell; cell {b} has {len(x)} and {len(y)}.")
+            raise DataError(
+                f"cells: expected rows and draws in every cell; cell {b} has {len(x)} and {len(y)}."
+            )
         for j in range(targets):
             found = _largest(np.sort(x[:, j]), np.sort(y[:, j]))
             for values, value in zip(out.values(), found, strict=True):
@@ -92,8 +95,8 @@ def cells(
 ) -> list[CheckResult]:
     """Check, for each column, that no cell of context has a tail, or any part, that is drawn too rarely or too often.
 
-    The statistic is P(target > t) in the data less that in the draws, in the worst cell and at the worst of nine t; with B
-    cells and D targets it fails only beyond sqrt(16 + 2 ln 9BD) standard errors.
+    The statistic is P(target > t) in the data less that in the draws, in the worst cell and at the worst of nine t;
+    with B cells and D targets it fails only beyond sqrt(16 + 2 ln 9BD) standard errors.
 
     >>> rng = np.random.default_rng(0)
     >>> data = [np.where(rng.random((2000, 1)) < tail, 30.0, 10.0) + rng.normal(size=(2000, 1)) for tail in (0.1, 0.16)]
@@ -113,14 +116,22 @@ def cells(
                 for c, v in zip(list(context_columns)[:6], differences.context[b][:6], strict=True)
             )
             meaning = (
-                f"Share of rows above a value less the share of draws there, in the worst of {len(differences.rows)} cells of "
-                f"context: P({name} > {differences.value[b, j]:.4g}) is {differences.observed[b, j]:.3f} in {n:,} rows and "
-                f"{differences.drawn[b, j]:.3f} in the draws{f' around {where}' if where else ''}; an exact density gives 0."
+                f"Share of rows above a value less the share of draws there, in the worst of {len(differences.rows)} "
+                f"cells of context: P({name} > {differences.value[b, j]:.4g}) is {differences.observed[b, j]:.3f} in "
+                f"{n:,} rows and {differences.drawn[b, j]:.3f} in the draws{f' around {where}' if where else ''}; "
+                "an exact density gives 0."
             )
             error = differences.error[b, j] if n >= MINIMUM_ROWS else math.nan
             judged.append(
                 CheckResult.judge(
-                    "cells of context", name, differences.difference[b, j], error, threshold, int(n), meaning, looks=looks
+                    "cells of context",
+                    name,
+                    differences.difference[b, j],
+                    error,
+                    threshold,
+                    int(n),
+                    meaning,
+                    looks=looks,
                 )
             )
         results.append(worst(judged))

@@ -99,7 +99,7 @@ class CheckResult:
 
     @property
     def rows_needed(self) -> int | None:
-        """About how many rows would decide where there are too few, if the statistic stays; ``None`` where that is unknown.
+        """About how many rows would decide where there are too few, if the statistic stays; ``None`` if unknown.
 
         The standard error falls as 1/√n: rows must make it T/2 for a pass, or the deviation 4 of it for a fail. A result
         that is decided needs no more than it has.

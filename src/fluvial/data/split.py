@@ -52,9 +52,7 @@ def split_rows(rows: int, fractions: tuple[float, ...] | Mapping[str, float], se
     return split
 
 
-def split_of(
-    rows: np.ndarray, fractions: tuple[float, ...] | Mapping[str, float], seed: int
-) -> np.ndarray:
+def split_of(rows: np.ndarray, fractions: tuple[float, ...] | Mapping[str, float], seed: int) -> np.ndarray:
     """Return the set of each row number, int8; :func:`split_rows` says how.
 
     0 train, 1 validation, 2 test, 3 calibration.
@@ -92,7 +90,9 @@ def _shares(fractions: tuple[float, ...] | Mapping[str, float], names: list[str]
     else:
         shares = list(fractions) + [0.0] * (len(fractions) == len(names) - 1)
     if len(shares) != len(names):
-        raise StudyError(f"split: expected three or four fractions ({', '.join(names)}); got {len(fractions)}")
+        raise StudyError(
+            f"split: expected three or four fractions ({', '.join(names)}); got {len(fractions)}"
+        )
     for name, share in zip(names, shares, strict=True):
         if not (math.isfinite(share) and share >= 0):
             raise StudyError(f"split: expected {name} to be a fraction from 0 to 1; got {share}")

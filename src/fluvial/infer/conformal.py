@@ -12,7 +12,13 @@ gives large regions, not wrong ones. The probability is over contexts and target
 single context.
 
 Two scores: :math:`-\log p(x | c)`, whose regions are highest-density regions of all targets together; and for each
-target :math:`|2 u - 1|` with u its rank among draws, whose regions are central intervals.
+target its distance from the median of draws, in units of that of their 16 % or 84 % quantile on the same side,
+
+.. math:: s = \max\Bigl(\frac{q_{50} - x}{q_{50} - q_{16}},\; \frac{x - q_{50}}{q_{84} - q_{50}}\Bigr)
+
+whose regions are central intervals :math:`[q_{50} - s\,(q_{50} - q_{16}),\; q_{50} + s\,(q_{84} - q_{50})]`: as wide as the
+density says at each context, times one number. (A rank among draws would not do: no interval of an overconfident density
+would reach beyond its draws.)
 """
 
 from __future__ import annotations
@@ -29,7 +35,6 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
-from fluvial.check import pit_values
 from fluvial.conditional import Conditional, stack_columns
 from fluvial.density import Density
 from fluvial.errors import DataError, RunError
@@ -37,10 +42,12 @@ from fluvial.files import write_atomically
 
 CONFORMAL_FILE = "conformal.safetensors"
 FORMAT = 1
-#: Rows whose scores are kept, and for central intervals, at most; draws behind each rank.
-ROWS, CENTRAL_ROWS, DRAWS = 100_000, 2_000, 199
-#: Draws behind an interval or an area, unless given.
-INTERVAL_DRAWS = 4_000
+#: Rows whose scores are kept, and for central intervals, at most; draws behind their quantiles.
+ROWS, CENTRAL_ROWS, DRAWS = 100_000, 1_000, 400
+#: Draws behind an area, unless given.
+AREA_DRAWS = 4_000
+#: The quantiles of draws that an interval is made of.
+QUANTILES = (0.15865525393145707, 0.5, 0.8413447460685429)
 
 
 def conformal_threshold(scores: ArrayLike, level: float) -> float:
@@ -107,8 +114,7 @@ class ConformalRegions:
         )
         x = np.stack([chosen[name] for name in names], axis=-1)
         y = np.stack([draws[name] for name in names], axis=-1).reshape(len(few), DRAWS, len(names))
-        central = np.abs(2 * pit_values(x, y, rng) - 1)
-        scores |= {name: central[:, j] for j, name in enumerate(names)}
+        scores |= {name: _central_scores(x[:, j], _quantiles(y[:, :, j])) for j, name in enumerate(names)}
         sizes = {"rows": len(kept), "central_rows": len(few)}
         return cls(density, {name: np.sort(s) for name, s in scores.items()}, {**about, **sizes})
 
@@ -147,9 +153,13 @@ class ConformalRegions:
         except FileNotFoundError:
             raise RunError(f"Expected {path}; found none. Make it with: fluvial check {folder}") from None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is damaged ({error}); make it again with: fluvial check {folder}") from error
+            raise RunError(
+                f"{path} is damaged ({error}); make it again with: fluvial check {folder}"
+            ) from error
         if about["format"] > FORMAT:
-            raise RunError(f"{path} has format {about['format']}, which is newer than this fluvial. Update it.")
+            raise RunError(
+                f"{path} has format {about['format']}, which is newer than this fluvial. Update it."
+            )
         names = density.schema.target_names
         scores = {"density": arrays["density"]} | {n: arrays[f"central{j}"] for j, n in enumerate(names)}
         return cls(density, scores, about)
@@ -167,12 +177,12 @@ class Region:
         return -self.given.log_prob(events) <= conformal_threshold(self.regions.scores["density"], level)
 
     def area(
-        self, level: float, *, draws: int = INTERVAL_DRAWS, seed: int | None = None
+        self, level: float, *, draws: int = AREA_DRAWS, seed: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         r"""Return the size of that region and its standard error, in units of the targets, of the contexts' shape.
 
-        By draws of the density: :math:`\int 1[p \ge t]\, dx = E_p\bigl[1[p \ge t] / p\bigr]`. Infinite where the level asks
-        for more calibration rows than there are.
+        By draws of the density: :math:`\int 1[p \ge t]\, dx = E_p\bigl[1[p \ge t] / p\bigr]`. Infinite where the level
+        asks for more calibration rows than there are.
         """
         threshold = self.regions.threshold(level)
         if math.isinf(threshold):
@@ -182,27 +192,26 @@ class Region:
         terms = np.where(log_prob >= threshold, np.exp(-np.maximum(log_prob, threshold)), 0.0)
         return terms.mean(axis=-1), terms.std(axis=-1, ddof=1) / math.sqrt(draws)
 
-    def intervals(
-        self, level: float, *, draws: int = INTERVAL_DRAWS, seed: int | None = None
-    ) -> dict[str, np.ndarray]:
+    def intervals(self, level: float, *, draws: int = DRAWS, seed: int | None = None) -> dict[str, np.ndarray]:
         """Return the central interval of each target: arrays ``[*shape, 2]`` of lower and upper ends, in its unit.
 
-        Each interval by itself holds its target with the probability of the level. Its ends are quantiles of draws; they
-        are infinite where the level asks for more calibration rows than there are.
+        Each interval by itself holds its target with the probability of the level; it ends where the support does. Its
+        quantiles are those of so many draws, as many as behind the scores unless given: the guarantee is for these. It is
+        infinite where the level asks for more calibration rows than there are.
         """
         drawn = self.given.sample(draws, seed=seed)
         found = {}
-        for name in self.regions.density.schema.target_names:
-            inner = conformal_threshold(self.regions.scores[name], level)
-            if math.isinf(inner):
-                ends = np.stack([np.full(self.given.shape, -np.inf), np.full(self.given.shape, np.inf)], -1)
-            else:
-                ends = np.moveaxis(np.quantile(drawn[name], [(1 - inner) / 2, (1 + inner) / 2], axis=-1), 0, -1)
-            found[name] = ends
+        for column in self.regions.density.schema.targets:
+            low, middle, high = np.moveaxis(_quantiles(drawn[column.name]), -1, 0)
+            times = conformal_threshold(self.regions.scores[column.name], level)
+            ends = np.stack([middle - times * (middle - low), middle + times * (high - middle)], axis=-1)
+            if column.plain:
+                ends = np.clip(ends, column.support.lower, column.support.upper)
+            found[column.name] = ends
         return found
 
     def covers(
-        self, events: Any, level: float, *, draws: int = INTERVAL_DRAWS, seed: int | None = None
+        self, events: Any, level: float, *, draws: int = DRAWS, seed: int | None = None
     ) -> dict[str, np.ndarray]:
         """Return for each target whether its value lies in its central interval."""
         columns = self.regions.density.schema.targets
@@ -212,3 +221,15 @@ class Region:
             c.name: (values[..., i] >= ends[c.name][..., 0]) & (values[..., i] <= ends[c.name][..., 1])
             for i, c in enumerate(columns)
         }
+
+
+def _quantiles(draws: np.ndarray) -> np.ndarray:
+    """Return the three quantiles of draws ``[..., S]`` as ``[..., 3]``, apart by a rounding error at least."""
+    low, middle, high = np.quantile(draws, QUANTILES, axis=-1)
+    least = 1e-9 * (np.abs(middle) + (high - low)) + 1e-300
+    return np.stack([np.minimum(low, middle - least), middle, np.maximum(high, middle + least)], axis=-1)
+
+
+def _central_scores(x: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    low, middle, high = np.moveaxis(quantiles, -1, 0)
+    return np.maximum((middle - x) / (middle - low), (x - middle) / (high - middle))

@@ -1,7 +1,7 @@
 """The calibration card: what a density was trained on, how it was checked, where it holds; as JSON and as Markdown.
 
-``card.json`` is for programs; ``README.md`` is laid out as model hubs show it, with a front matter of tags and results. Both
-travel with the density, in its folder. Neither names a path of the machine: files are named without their folders.
+``card.json`` is for programs; ``README.md`` is laid out as model hubs show it, with a front matter of tags and results.
+Both travel with the density, in its folder. Neither names a path of the machine: files are named without their folders.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def make_card(
                 for c in description["schema"]["context"]
             },
             "targets": {
-                c["name"]: {"support": c["support"], "unit": c["unit"]} for c in description["schema"]["targets"]
+                c["name"]: {"support": c["support"], "unit": c["unit"]}
+                for c in description["schema"]["targets"]
             },
             "novelty": novelty,
         },
@@ -148,15 +149,18 @@ def _trust(checks: Mapping[str, Any] | None) -> str:
             f" Test −log p is {measured(checks['test_nll'], checks['test_nll_error'])} nats per row over "
             f"{checks['test_rows']:,} rows."
         )
-    return (
-        f"**{plain(verdict_sentence(results))}**{nll} Checked {checks.get('date', '')}.\n\n"
-        + table(["verdict", "check", "column", "statistic", "exact", "allowed", "n"], rows)
+    return f"**{plain(verdict_sentence(results))}**{nll} Checked {checks.get('date', '')}.\n\n" + table(
+        ["verdict", "check", "column", "statistic", "exact", "allowed", "n"], rows
     )
 
 
 def _baselines(checks: Mapping[str, Any]) -> str:
     rows = [
-        [plain(b["name"]), measured(b["nll"], b.get("error", 0.0)), measured(b["gain"], b.get("gain_error", 0.0))]
+        [
+            plain(b["name"]),
+            measured(b["nll"], b.get("error", 0.0)),
+            measured(b["gain"], b.get("gain_error", 0.0)),
+        ]
         for b in checks["baselines"]
         if b.get("n") and b.get("nll") is not None and b.get("gain") is not None
     ]
@@ -172,13 +176,13 @@ def _recalibrated(about: Mapping[str, Any]) -> str:
     after = ""
     if test:
         after = (
-            f" On test rows log p rose by {measured(test['gain'], test['gain_error'])} nats per row, and the largest error of "
-            f"coverage went from {number(test['coverage_before'])} to {number(test['coverage_after'])}."
+            f" On test rows log p rose by {measured(test['gain'], test['gain_error'])} nats per row, and the largest "
+            f"error of coverage went from {number(test['coverage_before'])} to {number(test['coverage_after'])}."
         )
     early = ", by which training had been stopped" if about.get("also_stopped_training") else ""
     return (
-        f"It was **recalibrated** on {about['rows']:,} {plain(about['split'])} rows{early}, {about['made']}: a monotone map "
-        f"of its latent space, so it is still a normalised density.{after}"
+        f"It was **recalibrated** on {about['rows']:,} {plain(about['split'])} rows{early}, {about['made']}: a monotone "
+        f"map of its latent space, so it is still a normalised density.{after}"
     )
 
 
@@ -188,7 +192,9 @@ def _limits(card: Mapping[str, Any]) -> str:
     def interval(ends: Any) -> str:
         if ends is None:
             return "see its values in density.json"
-        low, high = ("−∞" if e is None and i == 0 else "∞" if e is None else number(e) for i, e in enumerate(ends))
+        low, high = (
+            "−∞" if e is None and i == 0 else "∞" if e is None else number(e) for i, e in enumerate(ends)
+        )
         return f"{low} to {high}"
 
     rows = [

@@ -21,7 +21,6 @@ from fluvial.report.bins import Binning, bin_number, binning, finite, poisson_in
 from fluvial.report.marks import data_points, draw_line, heights, same_y, value_axis
 from fluvial.report.style import DATA, DRAWS, MUTED, VERMILION, safe_text, styled
 
-
 #: Targets that a joint figure shows at most.
 MOST_JOINT = 6
 

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
@@ -104,17 +105,26 @@ class _Pages:
             self.close()
             self.figure, self.left = Figure(figsize=_A4), _A4[1] - _MARGIN - _BOTTOM
 
-    def text(self, words: str, size: float = 9.0, *, bold: bool = False, color: str = INK, mono: bool = False) -> None:
+    def text(
+        self, words: str, size: float = 9.0, *, bold: bool = False, color: str = INK, mono: bool = False
+    ) -> None:
         width = int(_CHARACTERS * 9.0 / size * (0.78 if mono else 1.0))
         for line in textwrap.wrap(words, width, replace_whitespace=True) or [""]:
             height = size * 1.45 / 72
             self.need(height)
             assert self.figure is not None
             y = (_BOTTOM + self.left) / _A4[1]
-            look = {"family": "monospace"} if mono else {}
+            look: dict[str, Any] = {"family": "monospace"} if mono else {}
             shown = safe_text(line, 10_000) if not mono else safe_text(line.replace("$", r"\$"), 10_000)
             self.figure.text(
-                _MARGIN / _A4[0], y, shown, size=size, va="top", weight="bold" if bold else "normal", color=color, **look
+                _MARGIN / _A4[0],
+                y,
+                shown,
+                size=size,
+                va="top",
+                weight="bold" if bold else "normal",
+                color=color,
+                **look,
             )
             self.left -= height
 
@@ -204,8 +214,8 @@ def _section(pages: _Pages, section: Section) -> None:
 def _check_lines(content: ReportContent) -> Iterator[str]:
     symbols = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
     rows = [
-        [f"{symbols[r.verdict]} {r.name}", r.column or "", measured(r.statistic, r.uncertainty), f"allowed {number(r.threshold)}",
-         f"n {r.n:,}"]
+        [f"{symbols[r.verdict]} {r.name}", r.column or "", measured(r.statistic, r.uncertainty),
+         f"allowed {number(r.threshold)}", f"n {r.n:,}"]
         for r in content.results
     ]  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(5)]

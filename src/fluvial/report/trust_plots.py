@@ -1,4 +1,4 @@
-"""Figures of trust: baselines beside the flow, data less draws cell by cell, coverage before and after a recalibration."""
+"""Figures of trust: baselines beside the flow, data less draws in cells, coverage before and after a recalibration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["baselines", "before_and_after", "cell_map"]
 
 @styled
 def baselines(found: Sequence[Baseline]) -> Figure:
-    """Draw by how many nats per row the flow beats each baseline, with one and two standard errors; at 0 it is not needed."""
+    """Draw by how many nats per row the flow beats each baseline, with one and two standard errors."""
     made = [b for b in found if b.made and np.isfinite(b.gain)]
     height = 0.32 * max(len(made), 1)
     grid = style.grid(1, 1, (height,), head=0.06, title=0.06, left=1.7, width=7.2)
@@ -45,7 +45,9 @@ def baselines(found: Sequence[Baseline]) -> Figure:
 
 
 @styled
-def cell_map(cells: CellDifferences, columns: Sequence[Column], context: Sequence[Column], threshold: float) -> Figure:
+def cell_map(
+    cells: CellDifferences, columns: Sequence[Column], context: Sequence[Column], threshold: float
+) -> Figure:
     """Draw the largest P(target > t) in the data less that in the draws, cell by cell, a panel a target.
 
     Two context columns span a map, one an axis; with more, cells are put in order of the difference. The worst cell of
@@ -69,27 +71,41 @@ def cell_map(cells: CellDifferences, columns: Sequence[Column], context: Sequenc
 
 
 def _map(
-    axes: Axes, cells: CellDifferences, difference: np.ndarray, worst: int, context: Sequence[Column], reach: float
+    axes: Axes,
+    cells: CellDifferences,
+    difference: np.ndarray,
+    worst: int,
+    context: Sequence[Column],
+    reach: float,
 ) -> None:
-    x, y = cells.context.T
-    size = 14 + 100 * np.sqrt(cells.rows / cells.rows.max()) * min(1.0, 25 / len(x))
-    axes.scatter(
-        x, y, c=difference, cmap=style.DIFFERENCE_MAP, norm=Normalize(-reach, reach), s=size, marker="s",
-        edgecolors=MUTED, linewidths=0.4, zorder=2,
-    )  # fmt: skip
-    axes.scatter(x[worst], y[worst], s=2.4 * size[worst], marker="o", facecolors="none", edgecolors=INK, lw=1.1, zorder=3)
-    for axis, values, column in ((axes.xaxis, x, context[0]), (axes.yaxis, y, context[1])):
-        log = values.min() > 0 and values.max() > 20 * values.min()
-        (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log" if log else "linear")
-        if not log:
+    look = {"cmap": style.DIFFERENCE_MAP, "norm": Normalize(-reach, reach)}
+    (x, x_values), (y, y_values) = (_places(values) for values in cells.context.T)
+    if x_values is not None and y_values is not None:  # a grid: its values in order, whatever their distances
+        image = np.full((len(y_values), len(x_values)), np.nan)
+        image[y.astype(int), x.astype(int)] = difference
+        axes.pcolormesh(np.ma.masked_invalid(image), edgecolors="white", linewidth=1.0, **look)
+        x, y = x + 0.5, y + 0.5
+        for axis, values in ((axes.xaxis, x_values), (axes.yaxis, y_values)):
+            step = -(-len(values) // 8)
+            axis.set_ticks(np.arange(len(values))[::step] + 0.5, [f"{v:.3g}" for v in values[::step]])
+            axis.set_tick_params(which="both", length=0)
+    else:
+        size = 12 + 40 * cells.rows / cells.rows.max()
+        axes.scatter(x, y, c=difference, s=size, edgecolors=MUTED, linewidths=0.4, zorder=2, **look)
+        for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5, steps=STEPS))
-        ends = np.log(values) if log else values
-        pad = 0.08 * float(np.ptp(ends)) or 0.5
-        low, high = float(ends.min()) - pad, float(ends.max()) + pad
-        limits = (np.exp(low), np.exp(high)) if log else (low, high)
-        (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(*limits)
+        axes.margins(0.08)
+    axes.plot(x[worst], y[worst], "o", ms=11, mfc="none", mec=INK, mew=1.1, zorder=3)
     axes.set_xlabel(style.axis_label(context[0], 30))
     style.y_label(axes, style.axis_label(context[1], 30))
+
+
+def _places(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return where values of a grid stand in their order, and the values; those of no grid as they are, and ``None``."""
+    known, index = np.unique(values, return_inverse=True)
+    if len(known) <= max(len(values) // 2, 1):
+        return index.astype(float), known
+    return values, None
 
 
 def _strip(
@@ -128,7 +144,14 @@ def _bar(grid: style.Grid, reach: float) -> None:
     bar = figure.colorbar(mappable, cax=bar_axes, orientation="horizontal")
     bar.outline.set_linewidth(0.5)  # type: ignore[operator]
     bar_axes.tick_params(labelsize=7, length=2, pad=1.5, direction="out")
-    figure.text(3.2 / width, 1 - 0.14 / height, "P(target > t): data − draws, at the t where they differ most", fontsize=7.5, va="bottom")
+    bar_axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+    figure.text(
+        3.2 / width,
+        1 - 0.14 / height,
+        "P(target > t): data − draws, at the t where they differ most",
+        fontsize=7.5,
+        va="bottom",
+    )
 
 
 @styled

@@ -5,7 +5,14 @@ from fluvial.workflow.check import check_run
 from fluvial.workflow.fit import fit, resume
 from fluvial.workflow.recalibrate import recalibrate
 from fluvial.workflow.report import report_run
-from fluvial.workflow.use import compare_runs, conformal_regions, list_runs, load, log_prob_table, sample_table
+from fluvial.workflow.use import (
+    compare_runs,
+    conformal_regions,
+    list_runs,
+    load,
+    log_prob_table,
+    sample_table,
+)
 
 __all__ = [
     "check_run",

@@ -276,7 +276,8 @@ def _extend(
     """Put a new budget on record; raise if there is nothing to go on with."""
     if record.get("recalibrated"):
         raise RunError(
-            f"{run.path} is the recalibrated form of {record['recalibrated']['of']}; go on with that, and recalibrate again."
+            f"{run.path} is the recalibrated form of {record['recalibrated']['of']}; go on with that, and recalibrate "
+            "again."
         )
     budget = record["study"]["training"]
     place = Place.from_json(checkpoint.numbers["place"]) if checkpoint else Place()

@@ -1,4 +1,4 @@
-"""``recalibrate``: a run whose density is mended by a monotone map in its latent space, beside the one it was made from."""
+"""``recalibrate``: a run whose density is mended by a map in its latent space, beside the one it was made from."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def recalibrate(
     tell = on_event or (lambda text: None)
     folder = RunFolder.open(run)
     record, study, rows = read_run(folder)
-    target = Path(out) if out is not None else folder.path.with_name(f"{folder.path.resolve().name}-recalibrated")
+    target = (
+        Path(out) if out is not None else folder.path.with_name(f"{folder.path.resolve().name}-recalibrated")
+    )
     if target.exists():
         raise RunError(f"Expected {target} to be new; it exists. Choose another --out, or remove it.")
     original = Density.load(folder.path)
@@ -102,7 +104,14 @@ def recalibrate(
                 shutil.copyfile(folder.path / name, new.path / name)
         weights = sum(p.numel() for p in density.flow.parameters())
         new.write_record(
-            {**record, "name": target.name, "checks": {}, "timings": timings, "weights": weights, "recalibrated": about}
+            {
+                **record,
+                "name": target.name,
+                "checks": {},
+                "timings": timings,
+                "weights": weights,
+                "recalibrated": about,
+            }
         )
         density.save(new.path)
 
@@ -132,8 +141,8 @@ def _fit(folder: Path, part: dict[str, np.ndarray], seed: int) -> LatentFit:
         density.flow, probe = recalibrated(density.flow, bins=0)
     except ValueError as error:
         raise RunError(
-            f"{folder} cannot be recalibrated: {error}. Its conformal regions hold as often as they say all the same: see "
-            "fluvial.conformal_regions."
+            f"{folder} cannot be recalibrated: {error}. Its conformal regions hold as often as they say all the same: "
+            "see fluvial.conformal_regions."
         ) from error
     density.flow.requires_grad_(False)
     caught: list[tuple[Tensor, Tensor | None]] = []
@@ -145,7 +154,7 @@ def _fit(folder: Path, part: dict[str, np.ndarray], seed: int) -> LatentFit:
     context = torch.cat(contexts) if contexts else None
 
     def make(options: dict[str, Any]) -> LatentMap:
-        held = {"present": probe.index.tolist(), "angles": probe.turning.tolist()}
+        held: dict[str, Any] = {"present": probe.index.tolist(), "angles": probe.turning.tolist()}
         return LatentMap(z.shape[-1], 0 if context is None else context.shape[-1], **options, **held)
 
     base: Callable[[Tensor], Tensor] = _wrapped(density.flow).base.log_density

@@ -128,8 +128,8 @@ def _notes(beside: list[Baseline], recalibration: Mapping[str, Any] | None) -> l
     elif made:
         best = min(made, key=lambda b: b.gain)
         notes.append(
-            f"The flow gains {page.measured(best.gain, best.gain_error)} nats per row over the best density that needs none: "
-            f"{best.name}."
+            f"The flow gains {page.measured(best.gain, best.gain_error)} nats per row over the best density that needs "
+            f"none: {best.name}."
         )
     if recalibration is not None:
         notes.append(f"Recalibrated on {recalibration['rows']:,} {recalibration['split']} rows.")
@@ -218,7 +218,11 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"Transform of {name}", text) for name, text in record["transforms"].items()),
         ("Seeds", ", ".join(f"{name} {seed}" for name, seed in record["seeds"].items())),
         ("Time", timings),
-        *([("Training", f"{training['epochs']} epochs, {training['rows_per_second']:,.0f} rows/s")] if training else []),
+        *(
+            [("Training", f"{training['epochs']} epochs, {training['rows_per_second']:,.0f} rows/s")]
+            if training
+            else []
+        ),
         ("Machine", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Started", record["started"]),

@@ -60,20 +60,24 @@ def _beside(beside: list[Baseline]) -> page.Section:
     return page.Section(
         "Against simpler densities",
         figures,
-        f"Densities that need no flow, fitted to training rows and scored on the same {made[0].n if made else 0:,} test rows "
-        "as the flow, its column transforms included; the gain is taken row by row.\n\n" + "\n\n".join(missing),
+        f"Densities that need no flow, fitted to training rows and scored on the same {made[0].n if made else 0:,} test "
+        "rows as the flow, its column transforms included; the gain is taken row by row.\n\n"
+        + "\n\n".join(missing),
         rows if made else (),
     )
 
 
 def _against_draws(schema: Schema, arrays: Arrays) -> page.Section:
     panels, columns = panel_list(schema, arrays), schema.targets
+    # A figure of so many rows that it fits a page, and a phone.
+    each = 3 if len(columns) <= 3 else 1
     figures = [
         page.FigureItem(
-            marginals(panels, columns),
+            marginals(panels[start : start + each], columns),
             "Each row is one context: points are all its rows, those of training included, the line is drawn from the "
             "fit; beneath, their ratio, which should scatter about 1 within its error bars.",
         )
+        for start in range(0, len(panels), each)
     ]
     shown, why = list(range(len(columns))), ""
     if len(columns) > MOST_JOINT:
@@ -86,8 +90,8 @@ def _against_draws(schema: Schema, arrays: Arrays) -> page.Section:
         )
     else:
         caption = (
-            "Contours hold 50 % and 90 % of the data (dashed) and of the draws (solid), and should lie on one another; on the "
-            f"diagonal each target alone.{why}"
+            "Contours hold 50 % and 90 % of the data (dashed) and of the draws (solid), and should lie on one another; "
+            f"on the diagonal each target alone.{why}"
         )
     if len(columns) > 1:
         chosen = panels if len(columns) <= 3 else panels[:: max(1, -(-len(panels) // LARGE_JOINTS))]
@@ -140,15 +144,17 @@ def _calibration(schema: Schema, arrays: Arrays) -> page.Section:
     ]
     cells = cell_differences_of(arrays)
     if cells is not None and len(cells.rows) > 1:
-        scalar = all(c.length is None for c in schema.context) and cells.context.shape[1] == len(schema.context)
+        scalar = all(c.length is None for c in schema.context) and cells.context.shape[1] == len(
+            schema.context
+        )
         context = schema.context if scalar else (Column("", "context"),) * 3
         shown = _colours_or_bars(len(context))
         figures.append(
             page.FigureItem(
                 trust_plots.cell_map(cells, columns, context, CELL_THRESHOLD),
                 f"Data against draws in {len(cells.rows)} cells of context: the share of rows above a value less that of "
-                f"draws, at the value where they differ most; {shown} The ring marks the cell furthest from 0 in standard "
-                "errors.",
+                f"draws, at the value where they differ most; {shown} The ring marks the cell furthest from 0 in "
+                "standard errors.",
             )
         )
     return page.Section("Calibration", figures)
@@ -171,8 +177,8 @@ def cell_differences_of(arrays: Arrays) -> CellDifferences | None:
 def _recalibrated(about: Mapping[str, Any]) -> page.Section:
     test = about["test"]
     early = (
-        " Training had been stopped by these rows, so that they are not quite unseen; a calibration share under [data] split "
-        "keeps rows of their own."
+        " Training had been stopped by these rows, so that they are not quite unseen; a calibration share under [data] "
+        "split keeps rows of their own."
         if about["also_stopped_training"]
         else ""
     )
@@ -180,14 +186,15 @@ def _recalibrated(about: Mapping[str, Any]) -> page.Section:
     form = "shift and scale" + (" and a spline" if map_["bins"] else "")
     steered = ", shift and scale by the context" if map_["steered"] else ""
     text = (
-        f"The density of run {about['of']} was recalibrated on {about['rows']:,} {about['split']} rows ({about['made']}): a "
-        f"monotone map of each latent coordinate ({form}{steered}), fitted by maximum likelihood. It is a bijection with an "
-        f"exact Jacobian, so the result is still a normalised density.{early}"
+        f"The density of run {about['of']} was recalibrated on {about['rows']:,} {about['split']} rows "
+        f"({about['made']}): a monotone map of each latent coordinate ({form}{steered}), fitted by maximum likelihood. "
+        f"It is a bijection with an exact Jacobian, so the result is still a normalised density.{early}"
     )
     table = [
         ["on the test rows", "before", "after"],
         ["−log p [nats per row]", f"{test['nll_before']:.4f}", f"{test['nll_after']:.4f}"],
-        ["largest error of coverage", *(page.measured(test[f"coverage_{w}"], test["coverage_error"]) for w in ("before", "after"))],
+        ["largest error of coverage",
+         *(page.measured(test[f"coverage_{w}"], test["coverage_error"]) for w in ("before", "after"))],
         ["gain row by row", "", page.measured(test["gain"], test["gain_error"])],
     ]  # fmt: skip
     figure = page.FigureItem(
@@ -204,14 +211,18 @@ def _regions(about: Mapping[str, Any]) -> page.Section:
     for one in about["levels"]:
         least = "—" if one["log_prob"] is None else page.number(one["log_prob"])
         table.append(
-            [f"{100 * one['level']:g} %", least, page.measured(100 * one["coverage"], 100 * one["coverage_error"]) + " %"]
+            [
+                f"{100 * one['level']:g} %",
+                least,
+                page.measured(100 * one["coverage"], 100 * one["coverage_error"]) + " %",
+            ]
         )
     return page.Section(
         "Conformal regions",
         (),
-        "Highest-density regions that hold the truth as often as they say, whatever the density: a new row is inside with a "
-        f"probability of at least the level, and of at most 1/{about['rows'] + 1:,} more, over contexts and targets together "
-        f"(thresholds from {about['rows']:,} {about['split']} rows{stopped}; coverage on the test rows).",
+        "Highest-density regions that hold the truth as often as they say, whatever the density: a new row is inside "
+        f"with a probability of at least the level, and of at most 1/{about['rows'] + 1:,} more, over contexts and targets "
+        f"together (thresholds from {about['rows']:,} {about['split']} rows{stopped}; coverage on the test rows).",
         table,
     )
 

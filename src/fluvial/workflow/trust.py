@@ -149,7 +149,9 @@ def compare_baselines(
             out.append(baselines.compare(name, make[name]() + logdet, log_prob))
         except ImportError:
             out.append(
-                Baseline(name, note="scikit-learn is not installed; pip install 'fluvial[baselines]' brings it")
+                Baseline(
+                    name, note="scikit-learn is not installed; pip install 'fluvial[baselines]' brings it"
+                )
             )
         except (DataError, np.linalg.LinAlgError) as error:
             out.append(Baseline(name, note=f"could not be made: {error}"))
