@@ -24,7 +24,9 @@ def ring(rows: int, seed: int) -> np.ndarray:
 
 def clusters(rows: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(rows, 3)) * [1.0, 50.0, 1e-3] + np.where(rng.random((rows, 1)) < 0.3, 12.0, 0.0) * [1, 50, 1e-3]
+    return rng.normal(size=(rows, 3)) * [1.0, 50.0, 1e-3] + np.where(
+        rng.random((rows, 1)) < 0.3, 12.0, 0.0
+    ) * [1, 50, 1e-3]
 
 
 def heavy(rows: int, seed: int) -> np.ndarray:
@@ -42,7 +44,7 @@ def grid(rows: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     z, alpha = rng.integers(0, 5, rows), rng.integers(0, 3, rows)
     alpha = np.where((z == 4) & (alpha == 2), 0, alpha)
-    return np.stack([10.0 ** -z, 0.5 * 2.0**alpha, rng.normal(size=rows)], 1)
+    return np.stack([10.0**-z, 0.5 * 2.0**alpha, rng.normal(size=rows)], 1)
 
 
 KINDS = {"ring": ring, "clusters": clusters, "heavy": heavy, "many": many, "grid": grid}
@@ -142,7 +144,9 @@ def test_sample_warns_and_adds_a_column(tmp_path: Path, capsys: pytest.CaptureFi
     density = fluvial.fit(tmp_path / "s.toml", runs=tmp_path)
     assert density.folder is not None
     write_table(tmp_path / "contexts.parquet", {"c": np.array([0.5, 5.0, 9.5])})
-    with pytest.warns(NoveltyWarning, match=r"1 of 3 contexts are unlike those of the training rows .*false alarms: 1 %"):
+    with pytest.warns(
+        NoveltyWarning, match=r"1 of 3 contexts are unlike those of the training rows .*false alarms: 1 %"
+    ):
         table = sample_table(density, contexts=tmp_path / "contexts.parquet", draws=2, novelty=True)
     assert (table["novelty"] <= 0.01).tolist() == [False, False, True, True, False, False]
     with pytest.warns(NoveltyWarning, match="1 of 1 contexts"):
@@ -156,7 +160,9 @@ def test_sample_warns_and_adds_a_column(tmp_path: Path, capsys: pytest.CaptureFi
 
     out = tmp_path / "draws.parquet"
     with pytest.warns(NoveltyWarning):
-        result = CliRunner().invoke(app, ["sample", str(density.folder), "-g", "c=5", "--novelty", "-o", str(out)])
+        result = CliRunner().invoke(
+            app, ["sample", str(density.folder), "-g", "c=5", "--novelty", "-o", str(out)]
+        )
     assert result.exit_code == 0, result.output
     assert "novelty" in open_table(out).columns()
     assert not (fluvial.load(density.folder).given(c=[0.5, 9.5]).novelty().flag).any()

@@ -155,14 +155,19 @@ def sample(
     draws: Annotated[int, typer.Option("--draws", "-n", help="Draws at each context.")] = 1,
     seed: Seed = None,
     novelty: Annotated[
-        bool, typer.Option("--novelty", help="Add a column: how probable a context as unlike the training rows is.")
+        bool,
+        typer.Option(
+            "--novelty", help="Add a column: how probable a context as unlike the training rows is."
+        ),
     ] = False,
 ) -> None:
     """Draw targets at given contexts; write context and target columns."""
     from fluvial.data.readers import write_table
     from fluvial.workflow import load, sample_table
 
-    table = sample_table(load(run), given=_values(given), contexts=contexts, draws=draws, seed=seed, novelty=novelty)
+    table = sample_table(
+        load(run), given=_values(given), contexts=contexts, draws=draws, seed=seed, novelty=novelty
+    )
     write_table(out, table)
     rows = len(next(iter(table.values())))
     _out(f"{rows:,} rows of {', '.join(table)} in {out}")

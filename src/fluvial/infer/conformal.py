@@ -192,7 +192,9 @@ class Region:
         terms = np.where(log_prob >= threshold, np.exp(-np.maximum(log_prob, threshold)), 0.0)
         return terms.mean(axis=-1), terms.std(axis=-1, ddof=1) / math.sqrt(draws)
 
-    def intervals(self, level: float, *, draws: int = DRAWS, seed: int | None = None) -> dict[str, np.ndarray]:
+    def intervals(
+        self, level: float, *, draws: int = DRAWS, seed: int | None = None
+    ) -> dict[str, np.ndarray]:
         """Return the central interval of each target: arrays ``[*shape, 2]`` of lower and upper ends, in its unit.
 
         Each interval by itself holds its target with the probability of the level; it ends where the support does. Its

@@ -185,10 +185,15 @@ def compute_checks(
     results = [
         *checks.pit(pit, names),
         checks.coverage(at_rows, draws_log_prob, rng),
+        *([checks.tarp(x, draws, rng)] if len(names) > 1 else []),
         *checks.pull_checks(x, draws, names),
+        *checks.tail_rates(pit, names),
     ]
     if schema.context:
+        hpd = checks.hpd_values(at_rows, draws_log_prob, rng)
         results += checks.local_calibration(pit, context, names)
+        results.append(checks.local_coverage(hpd, context))
+        results += checks.local_regression(pit, context, names, rng)
     results += _support(schema, x, draws, context)
     if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
@@ -198,7 +203,7 @@ def compute_checks(
     if truth is not None:
         results.insert(0, checks.kl_divergence(truth, log_prob, threshold=section.kl_threshold))
 
-    hpd, hpd_error = checks.coverage_curve(at_rows, draws_log_prob, LEVELS, rng)
+    joint, joint_error = checks.coverage_curve(at_rows, draws_log_prob, LEVELS, rng)
     central, central_error = checks.central_coverage_curve(x, draws, LEVELS, rng)
     arrays = {
         "log_prob": log_prob,
@@ -206,8 +211,8 @@ def compute_checks(
         "pit": pit,
         "pulls": pulls,
         "levels": LEVELS,
-        "coverage": hpd,
-        "coverage_error": hpd_error,
+        "coverage": joint,
+        "coverage_error": joint_error,
         "central": central,
         "central_error": central_error,
     }

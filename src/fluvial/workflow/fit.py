@@ -248,9 +248,9 @@ def _carry_out(
             if stop.signal == signal.SIGINT:
                 tell("training stopped by Ctrl-C; checking the best so far (Ctrl-C again to leave now)")
             _finish(work, run, tell)
-        elif run is not None:
-            write_card(run)
         record["status"] = "interrupted" if stop.signal else "finished"
+    if run is not None:
+        write_card(run)  # when the record has its end
 
 
 def _ended_by(number: signal.Signals | None, run: RunFolder | None) -> str:
@@ -407,7 +407,6 @@ def _finish(work: Work, run: RunFolder, tell: Callable[[Event], None]) -> None:
     record["checks"] = run_checks(run, work.density, work.rows, work.study, tell)
     record["timings"]["checks"] = time.perf_counter() - began
     run.write_record(record)
-    write_card(run)
     tell("writing the report")
     began = time.perf_counter()
     report_run(run.path)
