@@ -73,7 +73,7 @@ def test_regions_of_a_wrong_density_hold_the_truth_all_the_same(tmp_path: Path) 
         for name, inside in at.covers(fresh, level, seed=0).items():
             assert inside.mean() == pytest.approx(level, abs=allowed), name
     # The negative control: the density's own regions do not.
-    draws, log_prob = density.given(c=0.0).sample_and_log_prob(4000, seed=0)
+    _, log_prob = density.given(c=0.0).sample_and_log_prob(4000, seed=0)
     assert (density.log_prob(fresh) >= np.quantile(log_prob, 0.1)).mean() < 0.8
     density.save(tmp_path)
     regions.save(tmp_path)

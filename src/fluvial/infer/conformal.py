@@ -16,9 +16,9 @@ target its distance from the median of draws, in units of that of their 16 % or 
 
 .. math:: s = \max\Bigl(\frac{q_{50} - x}{q_{50} - q_{16}},\; \frac{x - q_{50}}{q_{84} - q_{50}}\Bigr)
 
-whose regions are central intervals :math:`[q_{50} - s\,(q_{50} - q_{16}),\; q_{50} + s\,(q_{84} - q_{50})]`: as wide as the
-density says at each context, times one number. (A rank among draws would not do: no interval of an overconfident density
-would reach beyond its draws.)
+whose regions are central intervals :math:`[q_{50} - s\,(q_{50} - q_{16}),\; q_{50} + s\,(q_{84} - q_{50})]`: as wide as
+the density says at each context, times one number. (A rank among draws would not do: no interval of an overconfident
+density would reach beyond its draws.)
 """
 
 from __future__ import annotations

@@ -221,8 +221,9 @@ def _regions(about: Mapping[str, Any]) -> page.Section:
         "Conformal regions",
         (),
         "Highest-density regions that hold the truth as often as they say, whatever the density: a new row is inside "
-        f"with a probability of at least the level, and of at most 1/{about['rows'] + 1:,} more, over contexts and targets "
-        f"together (thresholds from {about['rows']:,} {about['split']} rows{stopped}; coverage on the test rows).",
+        f"with a probability of at least the level, and of at most 1/{about['rows'] + 1:,} more, over contexts and "
+        f"targets together (thresholds from {about['rows']:,} {about['split']} rows{stopped}; coverage on the "
+        "test rows).",
         table,
     )
 
