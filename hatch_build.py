@@ -59,7 +59,7 @@ def compile_kernels(folder: Path, library: Path) -> None:
             source = str(folder / "spline_kernel.c")
             _run([*compiler, *FLAGS, *flags, *names, "-c", source, "-o", objects[-1]])
         made = f"{scratch}/{LIBRARY}"
-        link = [*compiler, *FLAGS, "-shared", str(folder / "spline.c"), *objects, "-o", made]
+        link = [*compiler, *FLAGS, "-shared", str(folder / "spline.c"), str(folder / "gather.c"), *objects, "-o", made]
         link += ["-DHAVE_AVX2"] if "avx2" in instruction_sets() else []
         try:
             _run([*link, "-fopenmp"])

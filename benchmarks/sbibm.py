@@ -1,13 +1,14 @@
 """Simulation-based inference tasks of sbibm: how well a classifier tells our posterior from the reference one.
 
-For each task and budget, a density p(parameters | data) is learned from that many simulations drawn from the prior; then, at
-each of the 10 observations of the benchmark, 10,000 draws are compared with the 10,000 of its reference posterior by its
-classifier two-sample test (``c2st.py``). 0.5: not to be told apart; 1: always told apart. Published figures are those of NPE
-in Lueckmann et al. 2021 (arXiv:2101.04653), in the mean over the same observations.
+For each task and budget, a density p(parameters | data) is learned from that many simulations drawn from the prior;
+then, at each of the 10 observations of the benchmark, 10,000 draws are compared with the 10,000 of its reference
+posterior by its classifier two-sample test (``c2st.py``). 0.5: not to be told apart; 1: always told apart. Published
+figures are those of NPE in Lueckmann et al. 2021 (arXiv:2101.04653), in the mean over the same observations.
 
-Observations and references are read from the wheel (``pip download --no-deps sbibm==1.1.0``; it needs no install); simulators
-are written here, in numpy. Fits take no more than the simulations: nine tenths to train on, one tenth to choose the best
-epoch. ``members`` fits of other seeds and splits of the same simulations are drawn from in equal shares.
+Observations and references are read from the wheel (``pip download --no-deps sbibm==1.1.0``; it needs no install);
+simulators are written here, in numpy. Fits take no more than the simulations: nine tenths to train on, one tenth to
+choose the best epoch. ``members`` fits of other seeds and splits of the same simulations are drawn from in equal
+shares.
 """
 
 from __future__ import annotations
@@ -57,9 +58,7 @@ def two_moons(theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     radius = rng.normal(0.1, 0.01, len(theta))
     # The turn by −π/4 of the original, written out.
     along, across = (theta[:, 0] + theta[:, 1]) / math.sqrt(2), (theta[:, 1] - theta[:, 0]) / math.sqrt(2)
-    return np.stack(
-        [np.cos(angle) * radius + 0.25 - np.abs(along), np.sin(angle) * radius + across], axis=1
-    )
+    return np.stack([np.cos(angle) * radius + 0.25 - np.abs(along), np.sin(angle) * radius + across], axis=1)
 
 
 def slcp(theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -88,9 +87,7 @@ TASKS = {
     "slcp": Task(5, box(-3, 3, 5), slcp, (-3, 3), (0.975, 0.901, 0.831)),
     "gaussian_linear_uniform": Task(10, box(-1, 1, 10), gaussian, (-1, 1), (0.696, 0.553, 0.509)),
     "gaussian_mixture": Task(2, box(-10, 10, 2), mixture, (-10, 10), (0.731, 0.661, 0.555)),
-    "gaussian_linear": Task(
-        10, lambda n, rng: math.sqrt(0.1) * rng.standard_normal((n, 10)), gaussian, None
-    ),
+    "gaussian_linear": Task(10, lambda n, rng: math.sqrt(0.1) * rng.standard_normal((n, 10)), gaussian, None),
 }
 
 
@@ -124,12 +121,13 @@ def study(task: Task, source: Path, budget: int, seed: int) -> dict[str, Any]:
     """Return the study of one member; what differs from the defaults of fluvial is named in :func:`options_of`."""
     targets = [f"theta{j}" for j in range(task.targets)]
     flow, training = options_of(task, budget)
+    test = 10 / budget  # no use for them here, but a study has test rows
     return {
         "data": {
             "source": str(source),
             "targets": targets,
             "context": [f"x{j}" for j in range(len(_columns(source)) - task.targets)],
-            "split": {"train": 0.9, "validation": 0.0999, "test": 0.0001},
+            "split": {"train": 0.9, "validation": 0.1 - test, "test": test},
             "seed": seed,
         },
         "columns": {} if task.support is None else {t: {"support": list(task.support)} for t in targets},
@@ -232,7 +230,9 @@ def main() -> None:
     parser.add_argument("--observations", type=int, default=10, help="how many of the 10 (default: 10)")
     parser.add_argument("--members", type=int, default=1, help="fits that are drawn from (default: 1)")
     parser.add_argument("--set", nargs="*", type=setting, default=[], help="of the study: flow.bins=16 …")
-    parser.add_argument("--sklearn", action="store_true", help="the original classifier: several times slower")
+    parser.add_argument(
+        "--sklearn", action="store_true", help="the original classifier: several times slower"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="two_moons, 1,000 simulations, one observation")
@@ -275,9 +275,7 @@ def result_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def page(options: argparse.Namespace, rows: list[dict[str, Any]], where: str) -> str:
     """Return the Markdown page."""
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    told = "".join(
-        f" {section}.{k}={v}" for section, more in options.set.items() for k, v in more.items()
-    )
+    told = "".join(f" {section}.{k}={v}" for section, more in options.set.items() for k, v in more.items())
     command = (
         f"python benchmarks/sbibm.py --wheel WHEEL --tasks {' '.join(options.tasks)} --budgets "
         f"{' '.join(map(str, options.budgets))} --members {options.members} --observations {options.observations}"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fluvial.apps.collider.commands import app as collider_app
+from fluvial.apps.stars.commands import app as stars_app
+from fluvial.cli_infer import infer
 
 if TYPE_CHECKING:
     from fluvial.check import CheckResult
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 
 app.add_typer(collider_app)
+app.command("infer")(infer)
+app.add_typer(stars_app)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
@@ -298,15 +302,21 @@ def cache(
 @app.command()
 def simulate(
     application: Annotated[
-        str, typer.Argument(help="What to simulate: binaries, jets or muons.", show_default=False)
+        str, typer.Argument(help="What to simulate: binaries, jets, muons or stars.", show_default=False)
     ],
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to simulate.")] = 100_000,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write; of stars, a folder.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+    process: Annotated[str, typer.Option(help="Of jets and muons, their spectrum: ttbar or dy.")] = "ttbar",
 ) -> None:
     """Simulate a population whose density is known exactly."""
     from fluvial.errors import StudyError, nearest
 
+    if application == "stars":
+        from fluvial.apps.stars.commands import write_survey
+
+        write_survey(out or Path("stars"), rows, seed=seed)
+        return
     path = out or Path(f"{application}.parquet")
     if application == "binaries":
         from fluvial.apps.binaries import simulator as binaries
@@ -315,10 +325,10 @@ def simulate(
     elif application in ("jets", "muons"):
         from fluvial.apps.collider import simulator as collider
 
-        collider.write(application, path, rows, seed=seed)
+        collider.write(application, path, rows, seed=seed, process=process)
     else:
         raise StudyError(
-            f"No simulator for {application!r}{nearest(application, ('binaries', 'jets', 'muons'))}"
+            f"No simulator for {application!r}{nearest(application, ('binaries', 'jets', 'muons', 'stars'))}"
         )
     what = "mergers" if application == "binaries" else application
     _out(f"{rows:,} {what} in {path} ({path.stat().st_size / 1e6:.1f} MB)")

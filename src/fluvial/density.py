@@ -14,7 +14,9 @@ On disk a density is a folder: ``density.json`` (schema, transforms, architectur
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +27,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from fluvial import __version__
-from fluvial.conditional import Conditional, listed, stack_columns
-from fluvial.data.schema import Schema
+from fluvial.conditional import Conditional, ExtrapolationWarning, listed
+from fluvial.contexts import Contexts, stack_contexts
+from fluvial.data.choice import CLIP
+from fluvial.data.schema import Column, Schema
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
+from fluvial.flows.encoded import ArrayKind, EncodedFlow, build_encoded_flow
 from fluvial.flows.flow import AbstractFlow
-from fluvial.flows.mixed import build_mixed_flow
 from fluvial.flows.recalibrated import recalibrated
 from fluvial.novelty import Novelty
 
-#: Format 1 knows continuous columns only, format 2 all columns, format 3 parts that not every density has, such as a
-#: recalibration. A density is written in the first format that holds it.
+#: Format 1 knows continuous columns only, format 2 neither array columns nor recalibration; a density is written in the
+#: first that holds it.
 FORMAT = 3
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
+#: Array-valued contexts that are encoded at once.
+ENCODED_ROWS = 512
+#: By what factor an array may be further from the mean than those of the training rows before a warning is due.
+FAR = 1.25
 
 
 class Density:
@@ -52,11 +60,16 @@ class Density:
     schema : Schema
         Columns with role, unit and support.
     flow : AbstractFlow
-        The flow over standardised columns.
+        The flow over standardised columns; of array columns, in their units, an :class:`~fluvial.flows.EncodedFlow`.
     context_range : dict
-        The smallest and the largest value of each context column in the training rows.
+        The smallest and the largest value of each scalar context column in the training rows.
+    array_range : dict
+        For each array column, between what numbers the training rows lie away from their mean: the root mean square of
+        their standardised pixels.
     architecture, options
         What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
+    encoder : dict or None
+        Where the context has arrays: ``architecture`` and options of their encoder.
     recalibration : dict or None
         Of a recalibrated density: the ``map`` in its latent space, on which rows it was fitted, and what it gained.
     novelty : fluvial.novelty.Novelty or None
@@ -73,6 +86,8 @@ class Density:
         architecture: str,
         options: Mapping[str, Any],
         context_range: Mapping[str, tuple[float, float]] | None = None,
+        encoder: Mapping[str, Any] | None = None,
+        array_range: Mapping[str, tuple[float, float]] | None = None,
         recalibration: Mapping[str, Any] | None = None,
     ):
         self.flow = flow.eval()
@@ -82,6 +97,8 @@ class Density:
         self.architecture = architecture
         self.options = dict(options)
         self.context_range = {name: (float(a), float(b)) for name, (a, b) in (context_range or {}).items()}
+        self.encoder = None if encoder is None else dict(encoder)
+        self.array_range = {name: (float(a), float(b)) for name, (a, b) in (array_range or {}).items()}
         self.recalibration = dict(recalibration) if recalibration is not None else None
         self.novelty: Novelty | None = None
         self.folder: Path | None = None
@@ -90,10 +107,12 @@ class Density:
         targets, context = ", ".join(self.schema.target_names), ", ".join(self.schema.context_names)
         weights = sum(p.numel() for p in self.flow.parameters())
         measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
+        encoder = f"{self.encoder['architecture']} encoder, " if self.encoder else ""
         mended = ""
         if self.recalibration is not None:
             mended = f", recalibrated on {self.recalibration['rows']:,} {self.recalibration['split']} rows"
-        return f"Density p({targets} | {context}): {self.architecture}, {weights:,} weights{mended}{measure}"
+        what = f"{encoder}{self.architecture}, {weights:,} weights{mended}"
+        return f"Density p({targets} | {context}): {what}{measure}"
 
     @property
     def plain(self) -> bool:
@@ -117,17 +136,20 @@ class Density:
         table
             A table (dict of arrays, pandas, polars or Arrow table, structured array) with the context columns.
         **context
-            Or the context columns by name, in their units: numbers, or arrays that broadcast to one shape.
+            Or the context columns by name, in their units: numbers, or arrays that broadcast to one shape. An array
+            column (a spectrum) is ``[*shape, length]``.
 
         Raises
         ------
         DataError
-            If a column is missing or unknown, or a value is not finite or outside its column's support.
+            If a column is missing or unknown, a value is not finite or outside its column's support, or an array is not
+            on the grid that the density knows.
 
         Warns
         -----
         ExtrapolationWarning
-            If a value is outside the range of the training rows: there nothing was learnt.
+            If a value is outside the range of the training rows, or an array further from their mean than they are (or
+            nearer): there nothing was learnt.
         """
         names = self.schema.context_names
         if table is not None and context:
@@ -136,8 +158,46 @@ class Density:
             if name not in names:
                 expected = f"context columns {listed(names)}" if names else "no context"
                 raise DataError(f"Expected {expected}; got {name!r}{nearest(name, names)}")
-        values = stack_columns(table if table is not None else context, self.schema.context, "context")
-        return Conditional(self, values)
+        return Conditional(self, stack_contexts(table if table is not None else context, self.schema))
+
+    def features(self, context: Contexts) -> torch.Tensor:
+        """Return what the flow knows of contexts, ``[*shape, F]``: coded scalars, and what an encoder makes of arrays.
+
+        Arrays pass through the encoder once, a few at a time.
+        """
+        coded, _ = self.context_transforms.forward(context.scalars)
+        scalars = torch.from_numpy(coded.astype(np.float32))
+        with torch.no_grad():
+            if not context.arrays:
+                return self.flow.encode(scalars) if scalars.shape[-1] else scalars  # type: ignore[return-value]
+            assert isinstance(self.flow, EncodedFlow)
+            count = math.prod(context.shape)
+            flat = scalars.reshape(count, scalars.shape[-1])
+            arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
+            parts, distances = [], []
+            for start in range(0, count, ENCODED_ROWS):
+                rows = slice(start, start + ENCODED_ROWS)
+                pixels = [torch.from_numpy(np.array(a[rows])) for a in arrays]
+                distances.append(torch.stack(self.flow.distances(pixels), -1))
+                parts.append(self.flow.encode(torch.cat([flat[rows], *pixels], -1)))
+        self._warn_far(torch.cat(distances).numpy())
+        features = torch.cat(parts)
+        return features.reshape(*context.shape, features.shape[-1])
+
+    def _warn_far(self, distances: np.ndarray) -> None:
+        for column, of in zip(self.schema.arrays, distances.T, strict=True):
+            if column.name not in self.array_range:
+                continue
+            low, high = self.array_range[column.name]
+            far = (of < low / FAR) | (of > high * FAR)
+            if far.any():
+                warnings.warn(
+                    f"{column.name}: {int(far.sum())} of {far.size} arrays are unlike those of the table: "
+                    f"{of[far][0]:.3g} standard deviations from their mean, where those are {low:.3g} to {high:.3g}: "
+                    "what the density says there is a guess. Are they in the same units, and normalised in the same way?",
+                    ExtrapolationWarning,
+                    stacklevel=5,
+                )
 
     def sample(self, context: Any, draws: int, *, seed: int | None = None) -> np.ndarray:
         """Draw for every row of a table of contexts: a structured array ``[rows, draws]`` of target columns."""
@@ -156,9 +216,8 @@ class Density:
 
     def save_description(self, folder: str | Path) -> None:
         """Write ``density.json`` alone: all but the weights."""
-        own = {"recalibration": self.recalibration} if self.recalibration is not None else {}
         description = {
-            "format": FORMAT if own else 1 if all(c.plain for c in self.schema.columns) else 2,
+            "format": self._format(),
             "fluvial": __version__,
             "architecture": self.architecture,
             "options": self.options,
@@ -169,10 +228,18 @@ class Density:
                 "targets": self.target_transforms.to_json(),
                 "context": self.context_transforms.to_json(),
             },
-            **own,
         }
+        if self.recalibration is not None:
+            description["recalibration"] = self.recalibration
+        if self.encoder is not None:
+            description |= {"encoder": self.encoder, "array_range": self.array_range}
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
+
+    def _format(self) -> int:
+        if self.schema.arrays or self.recalibration is not None:
+            return 3
+        return 1 if all(c.plain for c in self.schema.columns) else 2
 
     def save_weights(self, folder: str | Path, **notes: Any) -> None:
         """Write ``weights.safetensors`` alone; ``notes`` (such as the epoch) go into its header, as JSON."""
@@ -210,12 +277,17 @@ class Density:
         targets, context = (
             ColumnTransforms.from_json(description["transforms"][role]) for role in ("targets", "context")
         )
-        if (targets.names, context.names) != (schema.target_names, schema.context_names):
+        if (targets.names, context.names) != (schema.target_names, [c.name for c in schema.scalars]):
             raise ValueError("its transforms are not those of its columns")
         architecture, options = description["architecture"], description["options"]
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            flow = build_mixed_flow(
-                architecture, **targets.layout.arguments, context=context.layout.width, **options
+            flow = build_encoded_flow(
+                architecture,
+                **targets.layout.arguments,
+                context=context.layout.width,
+                arrays=array_kinds(schema.arrays),
+                encoder=description.get("encoder"),
+                **options,
             )
         recalibration = description.get("recalibration")
         if recalibration is not None and recalibration["map"] is not None:
@@ -228,8 +300,27 @@ class Density:
             architecture=architecture,
             options=options,
             context_range=description["context_range"],
+            encoder=description.get("encoder"),
+            array_range=description.get("array_range"),
             recalibration=recalibration,
         )
+
+
+def array_kinds(columns: Sequence[Column]) -> list[ArrayKind]:
+    """Return what a flow must know of array columns."""
+    kinds = []
+    for column in columns:
+        assert column.length is not None
+        clip = (column.scale or CLIP) if column.transform == "log-clip" else None
+        kinds.append(
+            ArrayKind(
+                column.length,
+                clip=clip,
+                pixels=column.transform in ("standardise-pixels", "log-clip"),
+                masked=column.missing == "mask",
+            )
+        )
+    return kinds
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

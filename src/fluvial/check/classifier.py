@@ -73,7 +73,10 @@ def classifier_test(
     score = _scores(truth, draws, context, rng, method)
     n = len(score) // 2
     both = "Share of rows and draws that a classifier tells apart rightly; an exact density gives 0.5."
-    area = "Probability that a classifier finds a draw more like a draw than a row of truth is; an exact density gives 0.5."
+    area = (
+        "Probability that a draw seems more like a draw to a classifier than a row of truth does; an exact density "
+        "gives 0.5."
+    )
     if n < MINIMUM_ROWS:
         accuracy = of_accuracy = auc = of_auc = math.nan
     else:

@@ -36,8 +36,8 @@ def seed_sensitivity(
 
     the scatter of members' means in units of the predicted width, with that of finite draws removed.
 
-    "log density across members" is :math:`\tfrac12 \overline{V_k(\log q_k(x_i))}`, in nats a row: to leading order what one
-    member loses against their geometric mean.
+    "log density across members" is :math:`\tfrac12 \overline{V_k(\log q_k(x_i))}`, in nats a row: to leading order what
+    one member loses against their geometric mean.
 
     V is the unbiased variance over members. The standard errors are those of the means over rows, and for r no less
     than the scatter of :math:`V_k` by finite draws.

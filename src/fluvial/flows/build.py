@@ -14,6 +14,7 @@ from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixture import MixtureOfGaussians
+from fluvial.flows.point import PointRegression
 from fluvial.flows.trunk import with_trunk
 from fluvial.flows.zuko import PREFIX, ZukoFlow, zuko_class, zuko_options
 
@@ -27,6 +28,7 @@ ARCHITECTURES: dict[str, type[AbstractFlow]] = {
     "full-gaussian": FullGaussian,
     "gaussianization": Gaussianization,
     "mixture": MixtureOfGaussians,
+    "point": PointRegression,
 }
 
 

@@ -1,1 +1,1 @@
-"""What is done with a density: regions with guarantees, and what other inference needs."""
+"""What is done with a density: regions with guarantees, and population (hierarchical) inference."""

@@ -58,7 +58,7 @@ def make_card(
         "checks": None if checks is None else dict(checks),
         "limits": {
             "context": {
-                c["name"]: {"range": ranges.get(c["name"]), "unit": c["unit"]}
+                c["name"]: {"range": ranges.get(c["name"]), "unit": c["unit"], "length": c.get("length")}
                 for c in description["schema"]["context"]
             },
             "targets": {
@@ -198,7 +198,13 @@ def _limits(card: Mapping[str, Any]) -> str:
         return f"{low} to {high}"
 
     rows = [
-        ["context", code(n), interval(v["range"]), plain(v["unit"])] for n, v in limits["context"].items()
+        [
+            "context",
+            code(n),
+            f"{v['length']:,} numbers" if v["length"] else interval(v["range"]),
+            plain(v["unit"]),
+        ]
+        for n, v in limits["context"].items()
     ]
     rows += [
         ["target", code(n), interval(v["support"]), plain(v["unit"])] for n, v in limits["targets"].items()

@@ -221,6 +221,10 @@ class Trainer:
         place, options = self.place, self.options
         average = self.average.state_dict() if self.average else None
         with self._showing(average) if average else nullcontext():
+            if self.flow.calibrated:
+                self.flow.eval()
+                with torch.no_grad():
+                    self.flow.calibrate(*self.validation)
             train_loss = place.loss_total / place.loss_rows if place.loss_rows else math.nan
             if not self.flow.loss_is_nll:
                 train_loss = mean_loss(self.flow, *self._first_rows(), group=self.group)

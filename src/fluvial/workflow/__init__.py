@@ -3,6 +3,7 @@
 from fluvial.workflow.card import write_card
 from fluvial.workflow.check import check_run
 from fluvial.workflow.fit import fit, resume
+from fluvial.workflow.population import infer_population
 from fluvial.workflow.recalibrate import recalibrate
 from fluvial.workflow.report import report_run
 from fluvial.workflow.use import (
@@ -19,6 +20,7 @@ __all__ = [
     "compare_runs",
     "conformal_regions",
     "fit",
+    "infer_population",
     "list_runs",
     "load",
     "log_prob_table",

@@ -22,6 +22,7 @@ from fluvial.workflow import trust
 from fluvial.workflow.card import write_card
 from fluvial.workflow.data import Rows, columns, data_changed, read_rows
 from fluvial.workflow.quadrature import integrate
+from fluvial.workflow.summary import summarise
 from fluvial.workflow.trust import Tell
 
 LEVELS = np.linspace(0.05, 0.95, 19)
@@ -98,8 +99,8 @@ def run_checks(
     """
     table, truth, seed = rows.part("test"), rows.truth_part("test"), study.check.seed
     results, arrays = compute_checks(density, table, truth, study, tell)
-    cells = trust.compare_cells(density, rows, seed, tell)
-    results += checks.cells(cells, rows.schema.target_names, rows.schema.context_names)
+    cells, names = trust.compare_cells(density, rows, seed, tell)
+    results += checks.cells(cells, rows.schema.target_names, names)
     arrays.update({f"cells_{name}": value for name, value in vars(cells).items()})
     arrays.update(_panels(density, rows, study, tell))
     log_prob, chosen = arrays.pop("log_prob"), arrays.pop("chosen")
@@ -172,9 +173,9 @@ def compute_checks(
     log_prob = density.log_prob(table)
     rows = np.sort(rng.choice(len(log_prob), min(contexts, len(log_prob)), replace=False))
     chosen = {name: values[rows] for name, values in table.items()}
-    context = columns(chosen, schema.context_names)
     draws, draws_log_prob = trust.draws_at(density, chosen, number, section.seed, tell)
     x = columns(chosen, names)
+    context, _ = summarise(schema, chosen, draws)
     at_rows = log_prob[rows]
     if not density.plain:
         # Equal levels are equally likely: two paths of arithmetic must not tell them apart, or ranks are not random.
@@ -197,7 +198,7 @@ def compute_checks(
     results += _support(schema, x, draws, context)
     if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
-        integrals = [integrate(density, {n: float(table[n][r]) for n in schema.context_names}) for r in at]
+        integrals = [integrate(density, {n: table[n][r] for n in schema.context_names}) for r in at]
         values, errors = (np.array(v) for v in zip(*integrals, strict=True))
         results.append(checks.normalisation(values, errors))
     if truth is not None:
@@ -238,24 +239,30 @@ def _support(schema: Schema, x: np.ndarray, draws: np.ndarray, context: np.ndarr
 
 
 def _panels(density: Density, rows: Rows, study: Study, tell: Tell) -> dict[str, np.ndarray]:
-    """Return data and draws at several contexts, spread over those of the table; all rows serve, for statistics."""
+    """Return data and draws at several contexts, spread over those of the table; all rows serve, for statistics.
+
+    Where the context has arrays, the parts are of what stands for them (see :mod:`fluvial.workflow.summary`), and some
+    rows serve.
+    """
     schema = rows.schema
-    context = columns(rows.table, schema.context_names)
-    data = columns(rows.table, schema.target_names)
+    rng = np.random.default_rng(study.check.seed)
+    table, context, titles = trust.looked_at(density, rows, study.check.seed)
+    data = columns(table, schema.target_names)
     least = int(min(400, max(20, len(data) // 20)))
     bins = checks.representative_contexts(context, PANELS, least) if schema.context else []
-    rng = np.random.default_rng(study.check.seed)
     arrays: dict[str, np.ndarray] = {}
     parts = [(b.value, b.rows) for b in bins] or [(np.empty(0), np.arange(len(data)))]
     progress = trust.Progress(tell, f"drawing for figures at {len(parts)} contexts", len(parts))
     for k, (value, members) in enumerate(parts):
         members = rng.permutation(members)[:PANEL_ROWS]
         arrays[f"panel{k}_context"] = value
+        if schema.arrays:
+            arrays[f"panel{k}_titles"] = np.array(titles)
         arrays[f"panel{k}_data"] = data[members]
         # Draws at the very contexts of the rows: a bin of a continuous context is not one context.
         each = max(1, math.ceil(PANEL_ROWS / len(members)))
         if schema.context:
-            given = density.given(context[members])
+            given = density.given({n: table[n][members] for n in schema.context_names})
             drawn = given.sample(each, seed=study.check.seed + k).reshape(-1)
         else:
             drawn = density.given().sample(PANEL_ROWS, seed=study.check.seed)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial.data.arrays import ArrayBatches, Arrays
 from fluvial.data.discrete import resolve
 from fluvial.data.memory import memory_budget
 from fluvial.data.packed import SAMPLE, Packed
@@ -23,6 +24,7 @@ from fluvial.data.transforms import ColumnTransforms
 from fluvial.data.validate import Fault, Validation
 from fluvial.errors import DataError, nearest
 from fluvial.study import Study
+from fluvial.workflow.arrays import check_arrays, masked_notes, read_arrays
 from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
 
 SPLITS = ("train", "validation", "test", "calibration")
@@ -44,6 +46,8 @@ class Rows:
     are of a uniform sample of each split: up to :data:`fluvial.data.packed.SAMPLE` rows. Column transforms are
     then fitted to that sample of the train split, validation losses and checks are of the samples of theirs, and
     training alone sees every row of its split.
+
+    Array columns are in ``arrays``, not in ``table``: :meth:`take` and :meth:`part` gather rows of both.
     """
 
     schema: Schema
@@ -52,9 +56,19 @@ class Rows:
     split: Split
     facts: dict[str, Any]
     packed: Packed | None = None
+    arrays: Arrays | None = None
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return some rows, arrays included, as float32 with the noise that they have for ever."""
+        scalars = {column: values[rows] for column, values in self.table.items()}
+        return scalars if self.arrays is None else scalars | self.arrays.take(rows)
 
     def part(self, name: str) -> dict[str, np.ndarray]:
         """Return the rows of one split."""
+        return self.take(getattr(self.split, name))
+
+    def scalars(self, name: str) -> dict[str, np.ndarray]:
+        """Return the rows of one split without their arrays."""
         rows = getattr(self.split, name)
         return {column: values[rows] for column, values in self.table.items()}
 
@@ -86,7 +100,10 @@ class Rows:
 
         The batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
         """
-        x, c, logdet = standardised(self.part("train"), self.schema, targets, context)
+        x, c, logdet = standardised(self.scalars("train"), self.schema.without_arrays, targets, context)
+        if self.arrays is not None:
+            rows = self.split.train
+            return ArrayBatches(x, c, self.arrays, rows, batch_size, seed, device=device), logdet
         if self.packed is None:
             return Batches(x.to(device), c.to(device), batch_size, seed, share=share), logdet
         prepare = standardiser(self.packed.layout, self.schema, targets, context)
@@ -127,29 +144,39 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
     known = view.columns()
     if truth is not None and truth not in known:
         raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
-    names = schema.target_names + schema.context_names + ([truth] if truth else [])
+    check_arrays(study, schema, where)
+    scalar = schema.without_arrays
+    names = [c.name for c in scalar.columns] + ([truth] if truth else [])
     size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
     large = size >= PACK_FROM or size * WORKING_SET > budget if like is None else "packed" in like
-    if large and all(column.length is None for column in schema.columns):  # arrays are not packed
+    if large and not schema.arrays:  # what arrays need, they need otherwise
         if like is not None:
             budget = 2**62 if like["packed"]["held"] == IN_MEMORY else 0
         return _large(study, schema, view, where, budget)
     raw, numbers = view.read(names)
     checking = Validation(
-        schema, where=where, missing=study.data.missing, outside=study.data.outside, locate=view.place
+        scalar, where=where, missing=study.data.missing, outside=study.data.outside, locate=view.place
     )
     table, keep = checking.add(raw, numbers)
     kept = checking.finish()
+    arrays, about = None, {}
+    if schema.arrays:
+        arrays, sound, about = read_arrays(study, schema, view, numbers, where)
+        if not sound.all():
+            keep = sound if keep is None else keep & sound
+        if keep is not None:
+            arrays = arrays.kept(keep)
     if keep is not None:
         table, numbers = {name: values[keep] for name, values in table.items()}, numbers[keep]
-    schema, notes = resolve(schema, table, where=where)
+    resolved, notes = resolve(scalar, table, where=where)
+    schema = schema.with_resolved(resolved)
     known_truth = None
     if truth is not None:
         known_truth, wrong = raw[truth] if keep is None else raw[truth][keep], Fault()
         wrong.add(known_truth, ~np.isfinite(known_truth), numbers, 0)
         check_truth(view, truth, wrong)
     split = _split(study, view.source_rows(), numbers, where)
-    for column in schema.columns:
+    for column in resolved.columns:
         values = table[column.name][split.train]
         _check_varies(column.name, float(values.min()), float(values.max()), len(values), where)
     facts = {
@@ -159,7 +186,13 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         "split": _counted({name: len(getattr(split, name)) for name in SPLITS}, study),
         "notes": notes,
     }
-    return Rows(schema, table, known_truth, split, facts)
+    if arrays is not None:
+        dropped = {
+            f"{name}: arrays": one["rows_dropped"] for name, one in about.items() if one["rows_dropped"]
+        }
+        facts |= {"arrays": about, "rows_kept": len(numbers), "dropped": kept.dropped | dropped}
+        facts["notes"] = [*notes, *masked_notes(about)]
+    return Rows(schema, table, known_truth, split, facts, arrays=arrays)
 
 
 def data_changed(recorded: Mapping[str, Any], rows: Rows) -> bool:
@@ -286,20 +319,23 @@ def _check_not_empty(name: str, count: int, sound: int, where: str) -> None:
 def standardised(
     part: Mapping[str, np.ndarray], schema: Schema, targets: ColumnTransforms, context: ColumnTransforms
 ) -> tuple[Tensor, Tensor, float]:
-    """Return float32 targets and context as the flow sees them, and the targets' transforms' mean logdet."""
+    """Return float32 targets and context as the flow sees them, and the targets' transforms' mean logdet.
+
+    A flow sees coded scalars, then arrays in their units.
+    """
     x, logdet = targets.forward(columns(part, schema.target_names))
-    c, _ = context.forward(columns(part, schema.context_names))
+    c, _ = context.forward(columns(part, [column.name for column in schema.scalars]))
     x, c = x.astype(np.float32), c.astype(np.float32)
+    if schema.arrays:
+        c = np.concatenate([c, *(part[column.name] for column in schema.arrays)], axis=1)
     return torch.from_numpy(x), torch.from_numpy(c), float(logdet.mean())
 
 
-def thinned(part: dict[str, np.ndarray], most: int | None) -> dict[str, np.ndarray]:
-    """Return at most so many rows, evenly spaced: enough for a flow whose log-density is dear."""
-    rows = len(next(iter(part.values())))
-    if most is None or rows <= most:
-        return part
-    kept = np.linspace(0, rows - 1, most).round().astype(int)
-    return {name: values[kept] for name, values in part.items()}
+def thinned(rows: np.ndarray, most: int | None) -> np.ndarray:
+    """Return at most so many of the rows, evenly spaced: enough for a flow whose log-density is dear."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def columns(table: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:

@@ -74,8 +74,7 @@ def recalibrate(
         )
     began = time.perf_counter()
     split = "calibration" if rows.count("calibration") else "validation"
-    part = {name: values[::2] for name, values in rows.part(split).items()}
-    part = thinned(part, original.flow.validation_rows)
+    part = rows.take(thinned(getattr(rows.split, split)[::2], original.flow.validation_rows))
     tell(f"recalibrating on {len(next(iter(part.values()))):,} {split} rows")
     fit = _fit(folder.path, part, study.check.seed)
     if fit.options is None:

@@ -253,10 +253,13 @@ def panel_list(schema: Schema, arrays: Arrays) -> list[Panel]:
     k = 0
     while f"panel{k}_context" in arrays:
         value = arrays[f"panel{k}_context"]
-        names = (
-            f"{c.name} = {v:.4g}" + (f" {c.unit}" if c.unit else "")
-            for c, v in zip(schema.context, value, strict=True)
-        )
+        if f"panel{k}_titles" in arrays:  # what stands for contexts that are arrays
+            names = (f"{t} ≈ {v:.4g}" for t, v in zip(arrays[f"panel{k}_titles"], value, strict=True))
+        else:
+            names = (
+                f"{c.name} = {v:.4g}" + (f" {c.unit}" if c.unit else "")
+                for c, v in zip(schema.context, value, strict=True)
+            )
         title = ", ".join(names) or "all rows"
         panels.append(Panel(title, arrays[f"panel{k}_data"], arrays[f"panel{k}_draws"]))
         k += 1

@@ -111,7 +111,7 @@ def train_density(
         If another process is gone; a checkpoint has been written.
     """
     transforms = density.target_transforms, density.context_transforms
-    validation = thinned(rows.part("validation"), density.flow.validation_rows)
+    validation = rows.take(thinned(rows.split.validation, density.flow.validation_rows))
     validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms)
     section = study.training
     size = section.batch_rows(rows.count("train"))
@@ -199,16 +199,28 @@ def summary(event: EpochEvent, trainer: Trainer) -> dict[str, Any]:
 def blame(found: Diagnosis, density: Density, rows: Rows) -> str:
     """Return which column and which rows of the table a diagnosis is about, with their values in units."""
     transforms = density.target_transforms, density.context_transforms
-    x, context, _ = standardised(rows.part("train"), rows.schema, *transforms)
+    x, context, _ = standardised(rows.scalars("train"), rows.schema.without_arrays, *transforms)
     role = transforms[0] if found.role == "target" else transforms[1]
+    if found.role == "context" and found.column >= context.shape[1]:
+        return f"Column {_array_of(found.column - context.shape[1], density)}."
     name = role.coded_names[found.column]
     every = torch.cat([x, context], 1)
     numbers: list[int] = []
-    for row in torch.cat([found.x, found.context], 1):
+    for row in torch.cat([found.x, found.context[:, : context.shape[1]]], 1):
         same = ((every == row) | (every.isnan() & row.isnan())).all(1).nonzero()[:, 0]
         numbers += [int(rows.split.train[int(i)]) for i in same[:1]]
     listed = ", ".join(f"row {n}: {rows.table[name][n]:g}" for n in numbers)
     return f"Column {name}{f' ({listed}, counted from 0 in the rows that are used)' if listed else ''}."
+
+
+def _array_of(number: int, density: Density) -> str:
+    """Return the array column, and the place in it, of a number of all arrays side by side."""
+    for column in density.schema.arrays:
+        assert column.length is not None
+        if number < column.length:
+            return f"{column.name}[{number}]"
+        number -= column.length
+    raise AssertionError("no array has so many numbers")
 
 
 def find_start(start: str, *folders: Path) -> Path:

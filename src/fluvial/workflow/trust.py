@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fluvial.errors import DataError
 from fluvial.infer.conformal import ConformalRegions
 from fluvial.novelty import Novelty
 from fluvial.workflow.data import Rows, columns
+from fluvial.workflow.summary import summarise
 
 Tell = Callable[[str], None]
 
@@ -28,6 +29,10 @@ CELLS, CELL_ROWS, CELL_MOST, CELL_DRAWS = 64, 500, 4_000, 8_000
 DEAR_CELLS, DEAR_CELL_DRAWS = 6, 2_000
 #: Training rows behind baselines at most, and columns of context that they take.
 BASELINE_ROWS, BASELINE_CONTEXT = 60_000, 200
+#: Rows with arrays that are read for any of this, and draws at each that tell which part of context it belongs to.
+ARRAY_ROWS, SUMMARY_DRAWS = 3_000, 50
+#: Rows behind novelty and conformal regions, at most.
+NOVELTY_ROWS, CONFORMAL_ROWS = 1_000_000, 100_000
 #: Draws made between two looks at the clock, and seconds of silence before progress is told.
 BLOCK, SILENCE = 250_000, 5.0
 #: Levels of conformal regions whose coverage is reported.
@@ -84,10 +89,32 @@ def draws_at(
     return draws, log_prob
 
 
-def compare_cells(density: Density, rows: Rows, seed: int, tell: Tell) -> CellDifferences:
-    """Compare data and draws in cells of context; all rows serve, those of training too."""
+def looked_at(
+    density: Density, rows: Rows, seed: int
+) -> tuple[Mapping[str, np.ndarray], np.ndarray, list[str]]:
+    """Return a table in which data and draws are compared, the context by which it is cut in parts, and its names.
+
+    All rows serve, for statistics, those of training too. Where the context has arrays, some rows do, and what stands for
+    their contexts is what the density predicts from them (see :mod:`fluvial.workflow.summary`).
+    """
     schema = rows.schema
-    context, data = columns(rows.table, schema.context_names), columns(rows.table, schema.target_names)
+    if not schema.arrays:
+        return rows.table, columns(rows.table, schema.context_names), schema.context_names
+    size = len(next(iter(rows.table.values())))
+    table = rows.take(np.sort(np.random.default_rng(seed).permutation(size)[:ARRAY_ROWS]))
+    predicted = density.given(table).sample(SUMMARY_DRAWS, seed=seed)
+    drawn = np.stack([predicted[n] for n in schema.target_names], axis=-1)
+    context, titles = summarise(schema, table, drawn)
+    return table, context, titles
+
+
+def compare_cells(
+    density: Density, rows: Rows, seed: int, tell: Tell
+) -> tuple[CellDifferences, Sequence[str]]:
+    """Compare data and draws in cells of context; return the differences, and the names of the context's columns."""
+    schema = rows.schema
+    table, context, names = looked_at(density, rows, seed)
+    data = columns(table, schema.target_names)
     dear = density.flow.validation_rows is not None
     most, draws = (DEAR_CELLS, DEAR_CELL_DRAWS) if dear else (CELLS, CELL_DRAWS)
     parts = checks.representative_contexts(context, min(most, max(len(data) // CELL_ROWS, 1)), CELL_ROWS)
@@ -98,14 +125,14 @@ def compare_cells(density: Density, rows: Rows, seed: int, tell: Tell) -> CellDi
         members = rng.permutation(part.rows)[:CELL_MOST]
         each = math.ceil(draws / len(members))
         if schema.context:
-            table = {name: rows.table[name][members] for name in schema.context_names}
-            found = density.given(table).sample(each, seed=hashed_pair(seed, number) >> 1).reshape(-1)
+            chosen = {name: table[name][members] for name in schema.context_names}
+            found = density.given(chosen).sample(each, seed=hashed_pair(seed, number) >> 1).reshape(-1)
         else:
             found = density.given().sample(draws, seed=seed)
         observed.append(data[members])
         drawn.append(np.stack([found[n] for n in schema.target_names], axis=-1))
         progress.done(number)
-    return cell_differences(observed, drawn, np.stack([p.value for p in parts]))
+    return cell_differences(observed, drawn, np.stack([p.value for p in parts])), names
 
 
 def compare_baselines(
@@ -117,9 +144,7 @@ def compare_baselines(
     if not density.plain:
         note = "made for continuous targets only; these have atoms or integers"
         return [Baseline(name, note=note) for name in names]
-    train = rows.part("train")
-    kept = np.sort(np.random.default_rng(seed).permutation(len(next(iter(train.values()))))[:BASELINE_ROWS])
-    train = {name: values[kept] for name, values in train.items()}
+    train = some(rows, rows.split.train, BASELINE_ROWS, seed)
     x, _ = density.target_transforms.forward(columns(train, schema.target_names))
     y, logdet = density.target_transforms.forward(columns(table, schema.target_names))
     c, d = context_of(density, train), context_of(density, table)
@@ -165,32 +190,41 @@ def context_of(density: Density, table: Mapping[str, np.ndarray]) -> np.ndarray:
     return density.given(dict(table)).coded.astype(np.float64)
 
 
-def held_out(density: Density, rows: Rows) -> tuple[str, dict[str, np.ndarray]]:
+def some(rows: Rows, chosen: np.ndarray, most: int, seed: int) -> dict[str, np.ndarray]:
+    """Return at most so many of the chosen rows, at random; fewer where they have arrays."""
+    most = min(most, ARRAY_ROWS) if rows.schema.arrays else most
+    return rows.take(np.sort(np.random.default_rng(seed).permutation(chosen)[:most]))
+
+
+def held_out(density: Density, rows: Rows) -> tuple[str, np.ndarray]:
     """Return the split that training did not learn from, and its rows that recalibration did not use.
 
     The calibration split where there is one, else the validation split, that training stopped by. A recalibrated density
     has used every second row, those with even numbers.
     """
     split = "calibration" if rows.count("calibration") else "validation"
-    part = rows.part(split)
-    if density.recalibration is not None:
-        part = {name: values[1::2] for name, values in part.items()}
-    return split, part
+    chosen = getattr(rows.split, split)
+    return split, chosen if density.recalibration is None else chosen[1::2]
 
 
 def fit_novelty(density: Density, rows: Rows, seed: int) -> Novelty | None:
     """Return what tells contexts unlike those of the training rows; ``None`` without context."""
     if not density.schema.context:
         return None
-    split, part = held_out(density, rows)
+    split, chosen = held_out(density, rows)
+    train = some(rows, rows.split.train, NOVELTY_ROWS, seed)
     return Novelty.fit(
-        context_of(density, rows.part("train")), context_of(density, part), split=split, seed=seed
+        context_of(density, train),
+        context_of(density, some(rows, chosen, NOVELTY_ROWS, seed)),
+        split=split,
+        seed=seed,
     )
 
 
 def fit_conformal(density: Density, rows: Rows, seed: int) -> ConformalRegions:
     """Return conformal regions of a density."""
-    split, part = held_out(density, rows)
+    split, chosen = held_out(density, rows)
+    part = some(rows, chosen, CONFORMAL_ROWS, seed)
     return ConformalRegions.fit(
         density, part, seed=seed, split=split, also_stopped_training=split == "validation"
     )
