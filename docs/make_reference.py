@@ -23,6 +23,7 @@ SECTIONS = {
     "columns.NAME": "What is known of a column; every key may be left out.",
     "training": "The training budget and the optimiser.",
     "check": "How the density is checked on test rows after training.",
+    "tune": "What `fluvial tune` searches, and how: see [scale.md](scale.md).",
 }
 DEFINITIONS = {
     "data": "DataSection",
@@ -30,6 +31,7 @@ DEFINITIONS = {
     "columns.NAME": "ColumnSection",
     "training": "TrainingSection",
     "check": "CheckSection",
+    "tune": "TuneSection",
 }
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         recalibrate,
         report_run,
         resume,
+        sample_shards,
         write_card,
     )
 
@@ -82,6 +83,7 @@ _HOME = {
     "recalibrate": "fluvial.workflow",
     "report_run": "fluvial.workflow",
     "resume": "fluvial.workflow",
+    "sample_shards": "fluvial.workflow",
     "sbi_estimator": "fluvial.flows",
     "write_card": "fluvial.workflow",
 }
@@ -122,6 +124,7 @@ __all__ = [
     "recalibrate",
     "report_run",
     "resume",
+    "sample_shards",
     "sbi_estimator",
     "write_card",
 ]

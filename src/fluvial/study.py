@@ -40,6 +40,7 @@ from fluvial.nets.encoders import DEFAULT
 from fluvial.study_columns import ColumnSection, Section
 from fluvial.study_encoder import encoder_model, encoder_values
 from fluvial.study_training import Seed, TrainingSection
+from fluvial.study_tuning import TuneSection
 
 Names = Annotated[list[str], Field(strict=False)]  # from Python, a tuple will do
 
@@ -191,6 +192,7 @@ class Study(Section):
     encoder: dict[str, Any] = Field(default={})
     training: TrainingSection = TrainingSection()
     check: CheckSection = CheckSection()
+    tune: TuneSection | None = None
 
     @property
     def architecture(self) -> str:

@@ -1,8 +1,10 @@
 """The verbs: the only place where the layers are wired together."""
 
+from fluvial.workflow.bulk import sample_shards
 from fluvial.workflow.card import write_card
 from fluvial.workflow.check import check_run
 from fluvial.workflow.fit import fit, resume
+from fluvial.workflow.go_on import fit_or_resume
 from fluvial.workflow.population import infer_population
 from fluvial.workflow.recalibrate import recalibrate
 from fluvial.workflow.report import report_run
@@ -20,6 +22,7 @@ __all__ = [
     "compare_runs",
     "conformal_regions",
     "fit",
+    "fit_or_resume",
     "infer_population",
     "list_runs",
     "load",
@@ -27,6 +30,7 @@ __all__ = [
     "recalibrate",
     "report_run",
     "resume",
+    "sample_shards",
     "sample_table",
     "write_card",
 ]

@@ -42,7 +42,7 @@ from fluvial.workflow.card import write_card
 from fluvial.workflow.check import run_checks
 from fluvial.workflow.data import Rows, read_rows, require_unchanged
 from fluvial.workflow.report import report_run
-from fluvial.workflow.signals import Stop, Terminated, shown, signals
+from fluvial.workflow.signals import EndedEarly, Stop, Terminated, shown, signals
 from fluvial.workflow.training import Event, Keeper, find_start, start_from, train_density
 
 
@@ -423,10 +423,12 @@ def _recorded(work: Work) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, (KeyboardInterrupt, Terminated))
+        interrupted = isinstance(error, (KeyboardInterrupt, Terminated, EndedEarly))
         record["status"] = "interrupted" if interrupted else "failed"
         why = f"{type(error).__name__}: {error}"
-        if interrupted:
+        if isinstance(error, EndedEarly):
+            why = str(error)
+        elif interrupted:
             why = f"interrupted by {error.signal.name if isinstance(error, Terminated) else shown(signal.SIGINT)}"
         if record["stopped"] == NO_END:
             record["stopped"] = why
