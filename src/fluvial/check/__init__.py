@@ -30,6 +30,7 @@ from fluvial.check.divergence import kl_divergence, nll
 from fluvial.check.levels import level_probabilities
 from fluvial.check.result import CheckResult, Verdict, overall, verdict_for
 from fluvial.check.support import normalisation, outside_support
+from fluvial.check.weights import effective_rows, equal_rows
 
 __all__ = [
     "CheckResult",
@@ -39,6 +40,8 @@ __all__ = [
     "context_slices",
     "coverage",
     "coverage_curve",
+    "effective_rows",
+    "equal_rows",
     "hpd_values",
     "kl_divergence",
     "level_probabilities",

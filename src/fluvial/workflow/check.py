@@ -67,7 +67,11 @@ def load_results(run: RunFolder) -> list[CheckResult]:
 
 
 def run_checks(run: RunFolder, density: Density, rows: Rows, study: Study) -> dict[str, Any]:
-    """Run all checks, write results and arrays into the run folder, and return a summary for the record."""
+    """Run all checks, write results and arrays into the run folder, and return a summary for the record.
+
+    Where rows have weights, checks and figures are of rows drawn in proportion to them.
+    """
+    rows = rows.equal(study.check.seed)
     table, truth = rows.part("test"), rows.truth_part("test")
     results, arrays = _compute(density, table, truth, study)
     arrays.update(_panels(density, rows, study))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial import check as checks
 from fluvial.data.discrete import resolve
 from fluvial.data.memory import memory_budget
 from fluvial.data.packed import SAMPLE, Packed
@@ -24,6 +25,7 @@ from fluvial.data.validate import Fault, Validation
 from fluvial.errors import DataError, nearest
 from fluvial.study import Study
 from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
+from fluvial.workflow.weights import check_weights, mean_weight, with_weight
 
 SPLITS = ("train", "validation", "test")
 
@@ -52,6 +54,7 @@ class Rows:
     split: Split
     facts: dict[str, Any]
     packed: Packed | None = None
+    weight: np.ndarray | None = None  # of each row, as the table has it
 
     def part(self, name: str) -> dict[str, np.ndarray]:
         """Return the rows of one split."""
@@ -61,6 +64,34 @@ class Rows:
     def truth_part(self, name: str) -> np.ndarray | None:
         """Return the exact log-densities of one split, if the table holds them."""
         return None if self.truth is None else self.truth[getattr(self.split, name)]
+
+    def weight_part(self, name: str) -> np.ndarray | None:
+        """Return the weights of one split, if the study names a column of them: their mean is 1."""
+        if self.weight is None:
+            return None
+        weight = self.weight[getattr(self.split, name)]
+        return weight / weight.mean()
+
+    def equal(self, seed: int) -> Rows:
+        """Return rows that each count as one: these, or where they have weights, rows drawn in proportion to them.
+
+        Some may come twice: see :func:`fluvial.check.equal_rows`.
+        """
+        if self.weight is None:
+            return self
+        rng = np.random.default_rng(seed)
+        chosen = [
+            part[checks.equal_rows(self.weight[part], rng)] for part in (getattr(self.split, n) for n in SPLITS)
+        ]
+        ends = np.cumsum([0, *map(len, chosen)])
+        rows = np.concatenate(chosen)
+        return replace(
+            self,
+            table={name: values[rows] for name, values in self.table.items()},
+            truth=None if self.truth is None else self.truth[rows],
+            split=Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends))),
+            weight=None,
+        )
 
     def count(self, name: str) -> int:
         """Return the number of rows of one split, all of them."""
@@ -84,12 +115,15 @@ class Rows:
     ) -> tuple[BatchSource, float]:
         """Return batches of the train split as the flow sees them, and the targets' transforms' mean logdet.
 
-        The batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
+        With weights, that of a row (their mean is 1) is the last column of the batches' context. The batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
         """
-        x, c, logdet = standardised(self.part("train"), self.schema, targets, context)
+        weight = self.weight_part("train")
+        x, c, logdet = standardised(self.part("train"), self.schema, targets, context, weight)
         if self.packed is None:
+            c = with_weight(c, weight)
             return Batches(x.to(device), c.to(device), batch_size, seed, share=share), logdet
-        prepare = standardiser(self.packed.layout, self.schema, targets, context)
+        mean = None if weight is None else mean_weight(self.packed)
+        prepare = standardiser(self.packed.layout, self.schema, targets, context, mean)
         rows, path = self.packed.rows("train"), self.packed.path("train")
         if fits_device(rows * (x.shape[1] + c.shape[1]) * 4, torch.device(device)):
             records = self.packed.records("train")
@@ -121,13 +155,14 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         If the source cannot be read, lacks a column, holds values that the study does not allow, or leaves a
         split without rows, or the train split with a column that does not vary.
     """
-    truth, where = study.check.truth, _listed(source)
-    view = View(open_table(source), study.data.where, study.data.derived)
+    truth, weight, where = study.check.truth, study.data.weight, _listed(source)
+    view = View(open_table(source), study.data.fitted, study.data.derived)
     schema = with_lengths(study.schema_, view)
     known = view.columns()
-    if truth is not None and truth not in known:
-        raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
-    names = schema.target_names + schema.context_names + ([truth] if truth else [])
+    for name, key in ((truth, "[check] truth"), (weight, "[data] weight")):
+        if name is not None and name not in known:
+            raise DataError(f"{where}: no column {name!r}, which {key} names{nearest(name, known)}")
+    names = schema.target_names + schema.context_names + [n for n in (truth, weight) if n]
     size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
     large = size >= PACK_FROM or size * WORKING_SET > budget if like is None else "packed" in like
     if large and all(column.length is None for column in schema.columns):  # arrays are not packed
@@ -148,6 +183,9 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         known_truth, wrong = raw[truth] if keep is None else raw[truth][keep], Fault()
         wrong.add(known_truth, ~np.isfinite(known_truth), numbers, 0)
         check_truth(view, truth, wrong)
+    weights = None
+    if weight is not None:
+        weights = np.asarray(raw[weight] if keep is None else raw[weight][keep], dtype=np.float64)
     split = _split(study, view.source_rows(), numbers, where)
     for column in schema.columns:
         values = table[column.name][split.train]
@@ -158,8 +196,9 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         **kept.to_json(),
         "split": {name: len(getattr(split, name)) for name in SPLITS},
         "notes": notes,
+        **check_weights(view, weight, weights, numbers, split),
     }
-    return Rows(schema, table, known_truth, split, facts)
+    return Rows(schema, table, known_truth, split, facts, weight=weights)
 
 
 def data_changed(recorded: Mapping[str, Any], rows: Rows) -> bool:
@@ -211,8 +250,10 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
         "notes": notes,
     }
     known_truth = table.pop(truth) if truth is not None else None
+    weights = table.pop(study.data.weight) if study.data.weight is not None else None
     split = Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends)))
-    return Rows(schema, table, known_truth, split, facts, None if in_memory else packed)
+    facts |= check_weights(view, study.data.weight, weights, None, split)
+    return Rows(schema, table, known_truth, split, facts, None if in_memory else packed, weights)
 
 
 def _with_rare(schema: Schema, sample: Mapping[str, np.ndarray], packed: Packed) -> dict[str, np.ndarray]:
@@ -278,13 +319,17 @@ def _check_not_empty(name: str, count: int, sound: int, where: str) -> None:
 
 
 def standardised(
-    part: Mapping[str, np.ndarray], schema: Schema, targets: ColumnTransforms, context: ColumnTransforms
+    part: Mapping[str, np.ndarray],
+    schema: Schema,
+    targets: ColumnTransforms,
+    context: ColumnTransforms,
+    weight: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Return float32 targets and context as the flow sees them, and the targets' transforms' mean logdet."""
     x, logdet = targets.forward(columns(part, schema.target_names))
     c, _ = context.forward(columns(part, schema.context_names))
     x, c = x.astype(np.float32), c.astype(np.float32)
-    return torch.from_numpy(x), torch.from_numpy(c), float(logdet.mean())
+    return torch.from_numpy(x), torch.from_numpy(c), float(np.average(logdet, weights=weight))
 
 
 def thinned(part: dict[str, np.ndarray], most: int | None) -> dict[str, np.ndarray]:
