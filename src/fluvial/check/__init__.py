@@ -27,6 +27,7 @@ from fluvial.check.calibration import (
 )
 from fluvial.check.conditional import ContextBin, context_slices, local_calibration, representative_contexts
 from fluvial.check.divergence import kl_divergence, nll
+from fluvial.check.energy import energy_test
 from fluvial.check.levels import level_probabilities
 from fluvial.check.result import CheckResult, Verdict, overall, verdict_for
 from fluvial.check.support import normalisation, outside_support
@@ -41,6 +42,7 @@ __all__ = [
     "coverage",
     "coverage_curve",
     "effective_rows",
+    "energy_test",
     "equal_rows",
     "hpd_values",
     "kl_divergence",

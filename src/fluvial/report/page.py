@@ -69,11 +69,12 @@ class FigureItem:
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the report: paragraphs (parted by blank lines), then figures."""
+    """A titled part of the report: paragraphs (parted by blank lines), a table (its first row is its head), figures."""
 
     title: str
     figures: Sequence[FigureItem] = ()
     text: str = ""
+    table: Sequence[Sequence[str]] = ()
 
     @property
     def paragraphs(self) -> list[str]:

@@ -37,6 +37,7 @@ from fluvial.runs_table import flat_options
 from fluvial.study import Study, parse_study, read_study
 from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, process_group
 from fluvial.train.stopping import Place
+from fluvial.workflow.cells import judge_cells
 from fluvial.workflow.check import run_checks
 from fluvial.workflow.data import Rows, read_rows, require_unchanged
 from fluvial.workflow.report import report_run
@@ -398,6 +399,7 @@ def _finish(work: Work, run: RunFolder, tell: Callable[[Event], None]) -> None:
     began = time.perf_counter()
     record["checks"] = run_checks(run, work.density, work.rows, work.study)
     record["timings"]["checks"] = time.perf_counter() - began
+    judge_cells(run, work.density, work.rows, work.study, record["data"]["source"], tell)
     run.write_record(record)
     tell("writing the report")
     began = time.perf_counter()

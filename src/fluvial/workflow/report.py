@@ -16,6 +16,7 @@ from fluvial.record import ARRAYS, REPORT, STUDY, RunFolder, now
 from fluvial.report import page, plots
 from fluvial.report.compare import Panel, joint, marginals
 from fluvial.workflow.check import load_results
+from fluvial.workflow.report_cells import cell_sections
 
 
 def report_run(run: str | Path) -> Path:
@@ -136,6 +137,7 @@ def _sections(
     return [
         page.Section("Data against draws", compare),
         page.Section("Calibration", calibration),
+        *cell_sections(folder, schema),
         page.Section("Training", training),
     ]
 
@@ -170,6 +172,8 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Data SHA-256", data["fingerprint"]["sha256"]),
         ("Study SHA-256", record["study_sha256"]),
         *([("Filter", f"{where}: {passed}")] if where else []),
+        *([("Held out", record["study"]["data"]["holdout"])] if record["study"]["data"].get("holdout") else []),
+        *([("Weights", _weights(data["weight"]))] if data.get("weight") else []),
         ("Rows", f"{data['rows_kept']:,} of {data['rows_read']:,}; dropped: {dropped}"),
         ("Split", split),
         ("Flow", f"{record['architecture']}, {record['weights']:,} weights"),
@@ -180,6 +184,14 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Started", record["started"]),
     ]
+
+
+def _weights(weight: dict[str, Any]) -> str:
+    equal = ", ".join(f"{name} {number:,.0f}" for name, number in weight["effective_rows"].items())
+    return (
+        f"column {weight['column']}; the rows are worth so many equal ones: {equal}. "
+        "Checks and figures are of rows drawn in proportion to their weights"
+    )
 
 
 def _per_unit(units: list[str]) -> str:
