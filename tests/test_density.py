@@ -312,7 +312,7 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
 def test_a_newer_format_says_to_update(tmp_path: Path) -> None:
     make(["log"]).save(tmp_path)
     _damage(tmp_path, "format", value=99)
-    with pytest.raises(RunError, match=r"has format 99; .* reads up to 2\. Update fluvial"):
+    with pytest.raises(RunError, match=r"has format 99; .* reads up to 3\. Update fluvial"):
         Density.load(tmp_path)
 
 

@@ -210,6 +210,7 @@ FLOWS: dict[str, dict] = {
     "gaussianization, one layer": {"architecture": "gaussianization", "layers": 1, "kernels": 2, "width": 24, "depth": 1},
     "mixture": {"architecture": "mixture", "components": 4, "width": 24},
     "mixture, diagonal": {"architecture": "mixture", "components": 3, "covariance": "diagonal", "width": 24},
+    "ensemble": {"architecture": "maf", "steps": 2, "width": 24, "members": 3},
 }  # fmt: skip
 
 #: Flows over numbers and levels. ``holder`` and ``angles`` are cut to the numbers of a case.
@@ -259,7 +260,7 @@ SOLVER: dict[str, float] = {"continuous": 1e-2}
 
 #: Flows that are no bijection, so no law of one holds for them, nor do they start at the base density: the components of
 #: a mixture must differ from the start, or they would never part.
-NO_BIJECTION = ("mixture", "mixture, diagonal")
+NO_BIJECTION = ("mixture", "mixture, diagonal", "ensemble")
 
 #: Flows that start only near the base density, and how near in log p at ordinary values: a mixture of kernels that differ
 #: is not exactly a normal.

@@ -50,6 +50,10 @@ def fit(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="With --resume: train until so many epochs in all.")
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many members, saved as one density.", show_default="the study's"),
+    ] = None,
     log: Annotated[
         list[str] | None, typer.Option(help="Report to tensorboard or mlflow too; may be repeated.")
     ] = None,
@@ -68,13 +72,15 @@ def fit(
         raise typer.BadParameter(
             "--epochs goes with --resume; of a new fit the study says it, under [training]"
         )
+    if ensemble is not None and resume is not None:
+        raise typer.BadParameter("--ensemble goes with a study; a run has its members already")
     with FitProgress() as progress:
         common: dict[str, Any] = {"check": not no_check, "on_event": progress.show, "loggers": log or ()}
         if resume is not None:
             density = workflow.resume(resume, epochs=epochs, **common)
         else:
             assert study is not None
-            density = workflow.fit(study, runs=runs, name=name, **common)
+            density = workflow.fit(study, runs=runs, name=name, ensemble=ensemble, **common)
     if density.folder is None:  # one of several processes, and not the one that writes
         return
     folder = RunFolder.open(density.folder)

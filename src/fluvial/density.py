@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from fluvial import __version__
-from fluvial.conditional import Conditional, listed, stack_columns
+from fluvial.conditional import Conditional, Outside, listed, stack_columns
 from fluvial.data.schema import Schema
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixed import build_mixed_flow
 
-#: Format 1 knows continuous columns only; a density that has no others is still written so.
-FORMAT = 2
+#: Format 1 knows continuous columns only; a density that has no others is still written so. Format 3 is of ensembles.
+FORMAT = 3
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -80,12 +82,25 @@ class Density:
         targets, context = ", ".join(self.schema.target_names), ", ".join(self.schema.context_names)
         weights = sum(p.numel() for p in self.flow.parameters())
         measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
-        return f"Density p({targets} | {context}): {self.architecture}, {weights:,} weights{measure}"
+        ensemble = f"ensemble of {len(self.members)} " if isinstance(self.flow, EnsembleFlow) else ""
+        return f"Density p({targets} | {context}): {ensemble}{self.architecture}, {weights:,} weights{measure}"
 
     @property
     def plain(self) -> bool:
         """Whether every target is continuous, so that the density is one per unit of each."""
         return all(c.plain or c.period is not None for c in self.schema.targets)
+
+    @property
+    def members(self) -> list[Density]:
+        """The members of an ensemble, each a density of its own; of any other density, itself alone."""
+        if not isinstance(self.flow, EnsembleFlow):
+            return [self]
+        out = []
+        for flow in self.flow.members:
+            member = copy(self)
+            member.flow = flow
+            out.append(member)
+        return out
 
     @property
     def reference_measure(self) -> str:
@@ -96,25 +111,29 @@ class Density:
         """
         return self.schema.reference_measure
 
-    def given(self, table: Any = None, /, **context: ArrayLike) -> Conditional:
+    def given(self, table: Any = None, /, *, outside: Outside = "warn", **context: ArrayLike) -> Conditional:
         """Return p(target | context) at one context or at many.
 
         Parameters
         ----------
         table
             A table (dict of arrays, pandas, polars or Arrow table, structured array) with the context columns.
+        outside
+            What to do with contexts outside the range of the training rows, where the density is a guess: ``warn``,
+            ``raise``, or ``allow``. :attr:`Conditional.outside` marks them.
         **context
             Or the context columns by name, in their units: numbers, or arrays that broadcast to one shape.
 
         Raises
         ------
         DataError
-            If a column is missing or unknown, or a value is not finite or outside its column's support.
+            If a column is missing or unknown, or a value is not finite or outside its column's support; or, if it is
+            to be refused, outside the range of the training rows.
 
         Warns
         -----
         ExtrapolationWarning
-            If a value is outside the range of the training rows: there nothing was learnt.
+            Unless told otherwise, if a value is outside the range of the training rows: there nothing was learnt.
         """
         names = self.schema.context_names
         if table is not None and context:
@@ -124,7 +143,7 @@ class Density:
                 expected = f"context columns {listed(names)}" if names else "no context"
                 raise DataError(f"Expected {expected}; got {name!r}{nearest(name, names)}")
         values = stack_columns(table if table is not None else context, self.schema.context, "context")
-        return Conditional(self, values)
+        return Conditional(self, values, outside=outside)
 
     def sample(self, context: Any, draws: int, *, seed: int | None = None) -> np.ndarray:
         """Draw for every row of a table of contexts: a structured array ``[rows, draws]`` of target columns."""
@@ -142,7 +161,7 @@ class Density:
     def save_description(self, folder: str | Path) -> None:
         """Write ``density.json`` alone: all but the weights."""
         description = {
-            "format": 1 if all(c.plain for c in self.schema.columns) else FORMAT,
+            "format": 1 if all(c.plain for c in self.schema.columns) else 2,
             "fluvial": __version__,
             "architecture": self.architecture,
             "options": self.options,
@@ -154,6 +173,8 @@ class Density:
                 "context": self.context_transforms.to_json(),
             },
         }
+        if isinstance(self.flow, EnsembleFlow):
+            description |= {"format": FORMAT, "ensemble": len(self.flow.members)}
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
 
@@ -197,7 +218,11 @@ class Density:
         architecture, options = description["architecture"], description["options"]
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             flow = build_mixed_flow(
-                architecture, **targets.layout.arguments, context=context.layout.width, **options
+                architecture,
+                **targets.layout.arguments,
+                context=context.layout.width,
+                members=description.get("ensemble", 1),
+                **options,
             )
         return cls(
             flow,

@@ -70,6 +70,17 @@ class Checks(_Strict):
     kl_error: float | None
 
 
+class Member(_Strict):
+    """A member of an ensemble, whose run is under ``members/``."""
+
+    name: str
+    seed: int
+    status: Status
+    epochs: int
+    best_loss: float | None
+    seconds: float = Field(description="of training")
+
+
 class Nothing(_Strict):
     """An empty table."""
 
@@ -101,6 +112,9 @@ class Record(_Strict):
     training: Training | Nothing
     checks: Checks | Nothing
     resumed: list[Resumed]
+    ensemble: list[Member] = Field(
+        default=[], description="the members that have begun; then `training` is of all of them"
+    )
     versions: dict[str, str]
     machine: Machine
     command: list[str]

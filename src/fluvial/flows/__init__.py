@@ -5,6 +5,7 @@ from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
 from fluvial.flows.build import ARCHITECTURES, build_flow
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
 from fluvial.flows.mixed import MixedFlow, build_mixed_flow
 from fluvial.flows.mixture import MixtureOfGaussians
@@ -20,6 +21,7 @@ __all__ = [
     "CouplingAffine",
     "CouplingSpline",
     "DiagonalGaussian",
+    "EnsembleFlow",
     "FlowDistribution",
     "FullGaussian",
     "Gaussianization",

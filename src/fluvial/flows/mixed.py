@@ -25,6 +25,7 @@ from torch.types import _size
 from fluvial.core import Permutation
 from fluvial.errors import StudyError
 from fluvial.flows.build import architecture_options, build_flow
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, ContextDistribution, weighted_mean
 from fluvial.flows.held import cannot_hold, hold, presence
 from fluvial.flows.trunk import with_trunk
@@ -251,6 +252,7 @@ def build_mixed_flow(
     angles: Sequence[bool] = (),
     context: int,
     trunk: int = 0,
+    members: int = 1,
     **options: Any,
 ) -> AbstractFlow:
     """Build a flow over numbers and levels from an architecture and its options; without either, the architecture's own.
@@ -272,6 +274,8 @@ def build_mixed_flow(
         Number of context columns.
     trunk : int
         With it, levels and numbers see so many features that one network makes of the context.
+    members : int
+        With more than one, an ensemble of so many such flows.
 
     Raises
     ------
@@ -282,6 +286,10 @@ def build_mixed_flow(
     >>> flow(torch.zeros(5, 3)).sample((4,)).shape
     torch.Size([4, 5, 2])
     """
+    if members > 1:
+        layout = {"numbers": numbers, "levels": levels, "holder": holder, "angles": angles}
+        same = partial(build_mixed_flow, architecture, **layout, context=context, trunk=trunk, **options)
+        return EnsembleFlow([same() for _ in range(members)])
     if not levels and not any(angles):
         return build_flow(architecture, targets=numbers, context=context, trunk=trunk, **options)
     if trunk:

@@ -40,14 +40,14 @@ def cell_map(
         image[at] = c.kl if kl else c.pit
     known = image[np.isfinite(image)]
     top = float(np.quantile(np.abs(known), 0.9)) if len(known) else 1.0
-    shown = axes.imshow(
+    axes.imshow(
         np.ma.masked_invalid(image), origin="lower", aspect="auto", cmap=style.DENSITY_MAP, vmin=0, vmax=top
     )
     for c in cells:
         i, j = up.index(c.context[second.name]), across.index(c.context[first.name])
         value, pale = image[i, j], c.verdict == "insufficient data"
         if pale:
-            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color="white", alpha=0.7, lw=0))
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color="white", alpha=0.8, lw=0))
         text = "–" if not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
         dark = math.isfinite(value) and value > 0.6 * top and not pale
         weight = "bold" if c.verdict == "fail" else "normal"
@@ -59,8 +59,7 @@ def cell_map(
         axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, ec=VERMILION, lw=1.6))
     axes.set_xticks(range(len(across)), [f"{v:g}" for v in across], fontsize=7)
     axes.set_yticks(range(len(up)), [f"{v:g}" for v in up], fontsize=7)
+    axes.tick_params(which="both", length=0)
     axes.set_xlabel(style.axis_label(first))
     style.y_label(axes, style.axis_label(second))
-    bar = grid.figure.colorbar(shown, ax=axes, pad=0.01, fraction=0.03)
-    bar.set_label("KL [nats]" if kl else "PIT distance")
     return grid.figure

@@ -15,6 +15,7 @@ from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, REPORT, STUDY, RunFolder, now
 from fluvial.report import page, plots
 from fluvial.report.compare import Panel, joint, marginals
+from fluvial.workflow.members import member_runs
 from fluvial.workflow.check import load_results
 from fluvial.workflow.report_cells import cell_sections
 
@@ -127,9 +128,15 @@ def _sections(
             "exact, whatever the shape; the unit normal only guides the eye.",
         ),
     ]
+    members = member_runs(folder)
+    curves = (
+        plots.loss_curves({f"member {m.name}": m.metrics() for m in members})
+        if members
+        else plots.losses(folder.metrics(), record["training"]["best_epoch"])
+    )
     training = [
         page.FigureItem(
-            plots.losses(folder.metrics(), record["training"]["best_epoch"]),
+            curves,
             "Mean −log p per row of the training and validation rows; where validation rises while training falls, "
             "the flow has begun to learn its rows by heart.",
         )
