@@ -153,6 +153,24 @@ class Density:
         """Return log p(target | context) in nats for every row of a table that holds targets and context."""
         return self.given(table if self.schema.context else None).log_prob(table)
 
+    def log_prob_tensor(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        """Return log p(x | context) in nats per unit of every target, with gradients to both.
+
+        For samplers that follow gradients. ``x: [*batch, D]`` and ``context: [*batch, C]`` are tensors in the order and the
+        units of the columns; their batch shapes broadcast. Of float64 tensors the flow is evaluated in float64. Where x is
+        outside the support the result is −inf, with a gradient of zero; contexts outside the range of the training rows are
+        taken without a word.
+
+        Raises
+        ------
+        DataError
+            If a shape or type does not fit, a context is outside its support, or a column has atoms or whole numbers, to
+            which there is no gradient.
+        """
+        from fluvial.differentiable import log_prob_tensor
+
+        return log_prob_tensor(self, x, context)
+
     def save(self, folder: str | Path) -> None:
         """Write ``density.json`` and ``weights.safetensors`` into a folder, each file at once or not at all."""
         self.save_description(folder)

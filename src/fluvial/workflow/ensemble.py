@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,8 @@ def _together(members: Sequence[Density]) -> Density:
     Raises :class:`~fluvial.errors.RunError` if their columns are standardised differently: a file was changed.
     """
     first = members[0]
+    if len(members) == 1:
+        return copy(first)
     for member in members[1:]:
         if (member.target_transforms.to_json(), member.context_transforms.to_json()) != (
             first.target_transforms.to_json(),
