@@ -294,9 +294,7 @@ def _look_outside(context: np.ndarray, density: Density, outside: Outside) -> np
         )
         if outside == "raise":
             raise DataError(f'{what}; stay within it, or take a guess with outside="allow".')
-        warnings.warn(
-            f"{what}: what the density says there is a guess.", ExtrapolationWarning, stacklevel=4
-        )
+        warnings.warn(f"{what}: what the density says there is a guess.", ExtrapolationWarning, stacklevel=4)
     return found
 
 

@@ -83,7 +83,9 @@ class Density:
         weights = sum(p.numel() for p in self.flow.parameters())
         measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
         ensemble = f"ensemble of {len(self.members)} " if isinstance(self.flow, EnsembleFlow) else ""
-        return f"Density p({targets} | {context}): {ensemble}{self.architecture}, {weights:,} weights{measure}"
+        return (
+            f"Density p({targets} | {context}): {ensemble}{self.architecture}, {weights:,} weights{measure}"
+        )
 
     @property
     def plain(self) -> bool:

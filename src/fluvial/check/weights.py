@@ -36,9 +36,7 @@ def effective_rows(weights: np.ndarray) -> float:
     return float(w.sum() ** 2 / np.square(w).sum()) if largest > 0 else 0.0
 
 
-def equal_rows(
-    weights: np.ndarray, rng: np.random.Generator, *, inflation: float = INFLATION
-) -> np.ndarray:
+def equal_rows(weights: np.ndarray, rng: np.random.Generator, *, inflation: float = INFLATION) -> np.ndarray:
     r"""Return numbers of rows, drawn in proportion to their weights, so that each counts as one.
 
     Row i comes :math:`\lfloor w_i / c \rfloor` times, and once more with a chance of what is left. The smaller c, the more

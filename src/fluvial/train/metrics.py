@@ -63,9 +63,7 @@ class Conditioning:
     """
 
     def __init__(self, x: Tensor, context: Tensor, weight: Tensor | None = None):
-        kept = (
-            _evenly(len(x), CONDITIONING_ROWS) if weight is None else _by_weight(weight, CONDITIONING_ROWS)
-        )
+        kept = _evenly(len(x), CONDITIONING_ROWS) if weight is None else _by_weight(weight, CONDITIONING_ROWS)
         self.x, self.context = x[kept], context[kept]
 
     def __call__(self, flow: AbstractFlow) -> float:

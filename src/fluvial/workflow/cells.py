@@ -27,7 +27,7 @@ from fluvial.data.stream import Batches
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.data.validate import Validation
 from fluvial.density import Density
-from fluvial.errors import DataError, RunError, StudyError
+from fluvial.errors import RunError
 from fluvial.files import write_atomically
 from fluvial.flows.mixed import build_mixed_flow
 from fluvial.record import STUDY, RunFolder, now
@@ -199,27 +199,13 @@ class Apart:
 
 
 def read_held_out(study: Study, source: str | list[str], rows: Rows) -> Apart:
-    """Read and validate the rows that a study holds out.
-
-    Raises
-    ------
-    StudyError
-        If no row of the table is among them.
-    DataError
-        As :func:`fluvial.workflow.data.read_rows`.
-    """
+    """Read and validate the rows that a study holds out; raise as :func:`fluvial.workflow.data.read_rows`."""
     data = study.data
     assert data.holdout is not None
     view = View(open_table(source), within(data.where, data.holdout), data.derived)
     extra = [n for n in (study.check.truth, data.weight) if n]
     schema = rows.schema
-    try:
-        raw, numbers = view.read(schema.target_names + schema.context_names + extra)
-    except DataError as error:
-        raise StudyError(
-            f"[data] holdout: no row of {view.reader.path} is held out by {data.holdout!r}; expected contexts that "
-            f"the table has ({error})"
-        ) from None
+    raw, numbers = view.read(schema.target_names + schema.context_names + extra)
     checking = Validation(
         schema, where=str(view.reader.path), missing=data.missing, outside=data.outside, locate=view.place
     )
@@ -310,7 +296,8 @@ def _held(
     table = {name: values[members] for name, values in apart.table.items()}
     names = density.schema.target_names
     x = columns(table, names)
-    log_prob = density.log_prob(table) if len(members) else np.empty(0)
+    at = density.given(table, outside="allow")  # a corner of the grid may be held out, on purpose
+    log_prob = at.log_prob(table) if len(members) else np.empty(0)
     threshold = study.check.kl_threshold
     kl, kl_error = _kl(apart.truth, log_prob, np.arange(len(members)), members)
     pit, pit_error = _pit(density, context, x, rng) if context else (math.nan, math.nan)
@@ -318,7 +305,6 @@ def _held(
     distance, chance = math.nan, math.nan
     draws = np.empty((0, len(names)))
     if len(members) >= 2:
-        at = density.given(table)
         each = max(1, math.ceil(DRAWS[0] / len(members)))
         drawn = at.sample(each, seed=study.check.seed).reshape(-1)
         draws = np.stack([drawn[n] for n in names], axis=-1)
@@ -357,7 +343,7 @@ def _pit(
     if not len(x):
         return math.nan, math.nan
     number = int(np.clip(4 * len(x), *DRAWS))
-    drawn = density.given(**context).sample(number, seed=int(rng.integers(2**31)))
+    drawn = density.given(**context, outside="allow").sample(number, seed=int(rng.integers(2**31)))
     values = np.empty(x.shape)
     for j, name in enumerate(density.schema.target_names):
         ordered = np.sort(drawn[name])

@@ -22,8 +22,9 @@ from fluvial.data.select import View
 from fluvial.data.stream import Batches, BatchSource, Share, Split, StreamedBatches, split_rows
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.data.validate import Fault, Validation
-from fluvial.errors import DataError, nearest
+from fluvial.errors import DataError, StudyError, nearest
 from fluvial.study import Study
+from fluvial.study_holdout import within
 from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
 from fluvial.workflow.weights import check_weights, mean_weight, with_weight
 
@@ -81,7 +82,8 @@ class Rows:
             return self
         rng = np.random.default_rng(seed)
         chosen = [
-            part[checks.equal_rows(self.weight[part], rng)] for part in (getattr(self.split, n) for n in SPLITS)
+            part[checks.equal_rows(self.weight[part], rng)]
+            for part in (getattr(self.split, n) for n in SPLITS)
         ]
         ends = np.cumsum([0, *map(len, chosen)])
         rows = np.concatenate(chosen)
@@ -162,6 +164,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
     for name, key in ((truth, "[check] truth"), (weight, "[data] weight")):
         if name is not None and name not in known:
             raise DataError(f"{where}: no column {name!r}, which {key} names{nearest(name, known)}")
+    require_held_out(study, view)
     names = schema.target_names + schema.context_names + [n for n in (truth, weight) if n]
     size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
     large = size >= PACK_FROM or size * WORKING_SET > budget if like is None else "packed" in like
@@ -199,6 +202,21 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         **check_weights(view, weight, weights, numbers, split),
     }
     return Rows(schema, table, known_truth, split, facts, weight=weights)
+
+
+def require_held_out(study: Study, view: View) -> None:
+    """Raise :class:`~fluvial.errors.StudyError` if a study's ``holdout`` fits no row: it would hold nothing out."""
+    data = study.data
+    if data.holdout is None:
+        return
+    apart = View(view.reader, within(data.where, data.holdout), data.derived)
+    try:
+        next(iter(apart.chunks(data.context or data.targets, CHUNK)))
+    except StopIteration:
+        raise StudyError(
+            f"[data] holdout: no row of {view.reader.path} is held out by {data.holdout!r}; expected contexts that the "
+            "table has."
+        ) from None
 
 
 def data_changed(recorded: Mapping[str, Any], rows: Rows) -> bool:

@@ -179,7 +179,11 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Data SHA-256", data["fingerprint"]["sha256"]),
         ("Study SHA-256", record["study_sha256"]),
         *([("Filter", f"{where}: {passed}")] if where else []),
-        *([("Held out", record["study"]["data"]["holdout"])] if record["study"]["data"].get("holdout") else []),
+        *(
+            [("Held out", record["study"]["data"]["holdout"])]
+            if record["study"]["data"].get("holdout")
+            else []
+        ),
         *([("Weights", _weights(data["weight"]))] if data.get("weight") else []),
         ("Rows", f"{data['rows_kept']:,} of {data['rows_read']:,}; dropped: {dropped}"),
         ("Split", split),

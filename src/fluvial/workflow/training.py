@@ -116,9 +116,7 @@ def train_density(
     validation = thinned(validation, density.flow.validation_rows)
     if weight is not None:
         weight = thinned({"weight": weight}, density.flow.validation_rows)["weight"]
-    validation_x, validation_c, validation_logdet = standardised(
-        validation, rows.schema, *transforms, weight
-    )
+    validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms, weight)
     section = study.training
     size = section.batch_rows(rows.count("train"))
     batches, train_logdet = rows.batches(*transforms, size, section.seed)

@@ -32,7 +32,9 @@ def extract(
     ] = None,
     from_path: Annotated[
         str | None,
-        typer.Option(help="A regular expression with named groups: 'Z(?P<Z>[0-9.]+)_alpha(?P<alpha>[0-9.]+)'."),
+        typer.Option(
+            help="A regular expression with named groups: 'Z(?P<Z>[0-9.]+)_alpha(?P<alpha>[0-9.]+)'."
+        ),
     ] = None,
 ) -> None:
     """Write the bound binary black holes of COSMIC's output as one table."""
@@ -95,16 +97,20 @@ def rates(
 @app.command()
 def maps(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A figure (.png, .pdf, .svg) or animation (.gif, .mp4).")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A figure (.png, .pdf, .svg) or animation (.gif, .mp4).")
+    ],
     at: Annotated[
         list[str] | None, typer.Option("--at", help="A context value, such as alpha=1; may be repeated.")
     ] = None,
     metallicity: Annotated[float | None, typer.Option("--Z", help="The same as --at Z=VALUE.")] = None,
     slices: Annotated[
-        int | None, typer.Option(min=1, max=400, help="Contexts along the free column.", show_default="6, or 40")
+        int | None,
+        typer.Option(min=1, max=400, help="Contexts along the free column.", show_default="6, or 40"),
     ] = None,
     outside: Annotated[
-        bool, typer.Option("--outside", help="Allow contexts outside the range of the table; they are marked.")
+        bool,
+        typer.Option("--outside", help="Allow contexts outside the range of the table; they are marked."),
     ] = False,
 ) -> None:
     """Draw likelihood maps over the plane of two targets: slices along the context column that is left free."""

@@ -155,7 +155,12 @@ def _draw(axes: Axes, maps: Maps, density: Density, number: int) -> QuadMesh:
     )
     mesh.set_rasterized(True)
     axes.contour(
-        maps.x, maps.y, maps.density[number], np.unique(maps.thresholds[number]), colors=style.VERMILION, linewidths=0.7
+        maps.x,
+        maps.y,
+        maps.density[number],
+        np.unique(maps.thresholds[number]),
+        colors=style.VERMILION,
+        linewidths=0.7,
     )
     for axis, values, scale in (
         (axes.xaxis, maps.x, axes.set_xscale),
@@ -183,7 +188,9 @@ def _scale(figure: Figure, mesh: QuadMesh | None, maps: Maps, density: Density) 
     axes.xaxis.set_ticks_position("bottom")
     axes.tick_params(labelsize=6.5, length=2)
     label = style.joint_density_label(density.schema.targets)
-    figure.text(2.95 / width, 1 - 0.12 / height, f"{label}; lines hold 50 % and 90 %", va="center", fontsize=7.5)
+    figure.text(
+        2.95 / width, 1 - 0.12 / height, f"{label}; lines hold 50 % and 90 %", va="center", fontsize=7.5
+    )
 
 
 @styled
@@ -202,7 +209,12 @@ def _animate(maps: Maps, density: Density, out: Path, seconds: float) -> None:
             old.remove()
         mesh.set_array(np.maximum(maps.density[frame], DEPTH * top))
         axes.contour(
-            maps.x, maps.y, maps.density[frame], np.unique(maps.thresholds[frame]), colors=style.VERMILION, linewidths=0.9
+            maps.x,
+            maps.y,
+            maps.density[frame],
+            np.unique(maps.thresholds[frame]),
+            colors=style.VERMILION,
+            linewidths=0.9,
         )
         axes.set_title(_title(maps, density, frame), loc="left")
         return []

@@ -60,7 +60,9 @@ class Cells:
         """Equal mergers n, and what E is to be multiplied by."""
         some = self.counts > 0
         usual = float(self.variances[some].sum() / self.counts[some].sum()) if some.any() else 1.0
-        each = np.where(some, self.variances / np.where(some, self.counts, 1.0), usual)  # weight of one of them
+        each = np.where(
+            some, self.variances / np.where(some, self.counts, 1.0), usual
+        )  # weight of one of them
         return self.counts / each, 1 / each
 
 
@@ -262,7 +264,9 @@ def fit_rates(cells: Cells) -> Rates:
     shift, scale = raw.mean(0), raw.std(0)
     if not (scale > 0).all():
         constant = ", ".join(n for n, s in zip(cells.names, scale, strict=True) if not s > 0)
-        raise DataError(f"Expected a grid of more than one value in every context column; {constant} has one.")
+        raise DataError(
+            f"Expected a grid of more than one value in every context column; {constant} has one."
+        )
     x = (raw - shift) / scale
     log_exposure = np.log(cells.simulated * factor)
     best = _best_prior(x, y, log_exposure)

@@ -49,7 +49,9 @@ def rates_of_run(run: str | Path, *, simulated: float = 1.0) -> RunRates:
         raise RunError(f"{folder.path}: its density has no context, so there is one number of mergers.")
     view = View(open_table(folder.record()["data"]["source"]), study.data.where, study.data.derived)
     holdout = (
-        None if study.data.holdout is None else parse_expression(study.data.holdout, "[data] holdout", "condition")
+        None
+        if study.data.holdout is None
+        else parse_expression(study.data.holdout, "[data] holdout", "condition")
     )
     weight = study.data.weight
     needed = [*names, *([weight] if weight else []), *(holdout.columns if holdout else ())]
