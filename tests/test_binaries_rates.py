@@ -75,7 +75,7 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     at = {"Z": [0.0005, 0.2], "alpha": 0.7}
     np.testing.assert_array_equal(rates.expected(**at), again.expected(**at))
     assert again.outside(**at).tolist() == [False, True]
-    with pytest.raises(RunError, match="found none. Make them with: fluvial binaries rates"):
+    with pytest.raises(RunError, match=r"found none\. Make them with: fluvial binaries rates"):
         Rates.load(tmp_path / "no.json")
     (tmp_path / "rates.json").write_text("{")
     with pytest.raises(RunError, match="is damaged"):

@@ -47,7 +47,7 @@ class Conditional:
 
     @property
     def outside(self) -> np.ndarray:
-        """Whether each context is outside the range of the training rows, where the density is a guess: bool, [*shape]."""
+        """Whether each context is outside the range of the training rows, where it is a guess: bool, ``[*shape]``."""
         return self._outside
 
     def log_prob_members(self, events: Any) -> np.ndarray:

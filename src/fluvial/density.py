@@ -158,10 +158,10 @@ class Density:
     def log_prob_tensor(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Return log p(x | context) in nats per unit of every target, with gradients to both.
 
-        For samplers that follow gradients. ``x: [*batch, D]`` and ``context: [*batch, C]`` are tensors in the order and the
-        units of the columns; their batch shapes broadcast. Of float64 tensors the flow is evaluated in float64. Where x is
-        outside the support the result is −inf, with a gradient of zero; contexts outside the range of the training rows are
-        taken without a word.
+        For samplers that follow gradients. ``x: [*batch, D]`` and ``context: [*batch, C]`` are tensors in the order and
+        the units of the columns; their batch shapes broadcast. Of float64 tensors the flow is evaluated in float64. Where
+        x is outside the support the result is −inf, with a gradient of zero; contexts outside the range of the training
+        rows are taken without a word.
 
         Raises
         ------

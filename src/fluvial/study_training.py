@@ -97,7 +97,7 @@ class TrainingSection(Section):
     )
     ensemble: Annotated[int, Field(ge=1, le=100)] = Field(
         default=1,
-        description="so many members, whose seeds follow on `seed`, are trained one after the other and saved as one density",
+        description="so many members, whose seeds follow on `seed`, are trained in turn and saved as one density",
     )
     seed: Seed = Field(default=0, description="decides the initial weights and the order of rows")
 

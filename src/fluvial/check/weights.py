@@ -1,7 +1,7 @@
 r"""Weighted rows: how many equal ones they are worth, and equal ones drawn from them.
 
-A row of weight w stands for w rows like it: importance sampling simulates rare kinds more often than they occur, and gives
-them less weight. Of n rows with weights :math:`w_i` a mean has the variance that it has of
+A row of weight w stands for w rows like it: importance sampling simulates rare kinds more often than they occur, and
+gives them less weight. Of n rows with weights :math:`w_i` a mean has the variance that it has of
 
 .. math:: n_\mathrm{eff} = \Big(\sum_i w_i\Big)^2 \Big/ \sum_i w_i^2
 
@@ -39,9 +39,9 @@ def effective_rows(weights: np.ndarray) -> float:
 def equal_rows(weights: np.ndarray, rng: np.random.Generator, *, inflation: float = INFLATION) -> np.ndarray:
     r"""Return numbers of rows, drawn in proportion to their weights, so that each counts as one.
 
-    Row i comes :math:`\lfloor w_i / c \rfloor` times, and once more with a chance of what is left. The smaller c, the more
-    rows and the more of them twice; it is chosen so that :math:`\sum k_i^2 / \sum k_i`, by which repeats raise the variance
-    of a mean, is expected to be ``inflation``. Equal weights give every row once.
+    Row i comes :math:`\lfloor w_i / c \rfloor` times, and once more with a chance of what is left. The smaller c,
+    the more rows, and the more of them twice; it is chosen so that :math:`\sum k_i^2 / \sum k_i`, by which repeats raise
+    the variance of a mean, is expected to be ``inflation``. Equal weights give every row once.
 
     ``weights``: [N], not negative. Returns sorted numbers of rows, some twice.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +18,25 @@ from fluvial.report.style import INK, VERMILION, styled
 class Judged(Protocol):
     """What is drawn of a cell."""
 
-    context: dict[str, float]
-    kl: float
-    pit: float
-    verdict: str
+    @property
+    def context(self) -> Mapping[str, float]:
+        """Its context columns."""
+        ...
+
+    @property
+    def kl(self) -> float:
+        """KL(truth‖fit) in nats; NaN if the truth is not known."""
+        ...
+
+    @property
+    def pit(self) -> float:
+        """The PIT's distance from uniform."""
+        ...
+
+    @property
+    def verdict(self) -> str:
+        """What is to be thought of it."""
+        ...
 
 
 @styled

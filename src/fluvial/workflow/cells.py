@@ -105,7 +105,8 @@ class Cell:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Cell:
         """Inverse of :meth:`to_json`."""
-        return cls(**{k: math.nan if v is None else v for k, v in value.items()})
+        fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in value.items()}
+        return cls(**fields)
 
 
 def check_cells(run: str | Path, tell: Callable[[str], None] = lambda text: None) -> list[Cell]:

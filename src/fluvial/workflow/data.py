@@ -117,7 +117,8 @@ class Rows:
     ) -> tuple[BatchSource, float]:
         """Return batches of the train split as the flow sees them, and the targets' transforms' mean logdet.
 
-        With weights, that of a row (their mean is 1) is the last column of the batches' context. The batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
+        With weights, that of a row (their mean is 1) is the last column of the batches' context. The
+        batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
         """
         weight = self.weight_part("train")
         x, c, logdet = standardised(self.part("train"), self.schema, targets, context, weight)

@@ -125,6 +125,7 @@ def _carry_out(
         for logger in loggers:
             logger.begin(run.path, flat_options(record["study"]))
         members: list[Density] = []
+        density = work.density
         interrupted = False
         for number in range(study.training.ensemble):
             tell(f"member {number + 1} of {study.training.ensemble}")

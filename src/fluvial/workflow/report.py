@@ -15,8 +15,8 @@ from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, REPORT, STUDY, RunFolder, now
 from fluvial.report import page, plots
 from fluvial.report.compare import Panel, joint, marginals
-from fluvial.workflow.members import member_runs
 from fluvial.workflow.check import load_results
+from fluvial.workflow.members import member_runs
 from fluvial.workflow.report_cells import cell_sections
 
 

@@ -18,10 +18,11 @@ from fluvial.workflow.cells import CELL_ARRAYS, Cell, load_cells
 MOST_PANELS, MOST_LISTED = 8, 80
 
 _HELD = (
-    "No row of these contexts was trained on, or used to choose the weights: what the density says here is interpolation. "
-    "Loss against its own flow: by how much a flow of the same architecture, fitted to the cell's own rows alone in a short "
-    "fit, is better on rows that neither saw; where it is negative, what the neighbours teach outweighs the interpolation. "
-    "Chance: how often rows and draws of one density differ as much (energy distance, permutations, at most 1,000 rows)."
+    "No row of these contexts was trained on, or used to choose the weights: what the density says here is "
+    "interpolation. Loss against its own flow: by how much a flow of the same architecture, fitted to the cell's own "
+    "rows alone in a short fit, is better on rows that neither saw; where it is negative, what the neighbours teach "
+    "outweighs the interpolation. Chance: how often rows and draws of one density differ as much "
+    "(energy distance, permutations, at most 1,000 rows)."
 )
 _TRAINED = (
     "Test rows of every context of the grid. PIT: the largest error of a reported probability, chance removed. "

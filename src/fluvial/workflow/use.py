@@ -108,7 +108,7 @@ def sample_table(
                 f"Expected a value for every context column ({', '.join(names)}), or a table of contexts; "
                 f"missing: {', '.join(missing)}."
             )
-        drawn = density.given(**given).sample(draws, seed=seed)
+        drawn = density.given(given).sample(draws, seed=seed)
         columns = {name: np.full(draws, float(given[name])) for name in names}
     return columns | {name: drawn[name] for name in density.schema.target_names}
 

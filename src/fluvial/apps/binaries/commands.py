@@ -80,8 +80,8 @@ def rates(
     fitted = made.rates
     total = fitted.cells.counts.sum()
     sys.stdout.write(
-        f"{total:,.0f} mergers in {len(fitted.cells.counts)} cells of {', '.join(fitted.names)}; scatter about the smooth "
-        f"rate beyond Poisson: {100 * fitted.sigma:.0f} %\n"
+        f"{total:,.0f} mergers in {len(fitted.cells.counts)} cells of {', '.join(fitted.names)}; scatter about "
+        f"the smooth rate beyond Poisson: {100 * fitted.sigma:.0f} %\n"
     )
     for cell, found, expected, error in made.held:
         at = ", ".join(f"{n} = {v:g}" for n, v in zip(fitted.names, cell, strict=True))

@@ -1,8 +1,8 @@
 """Binary black holes out of the HDF5 files that COSMIC and other pandas programs write.
 
 COSMIC (Breivik et al. 2020, ApJ 898, 71) leaves ``bpp``, a table of the moments at which something happened to each
-binary, and ``initC``, its initial conditions and settings. :func:`extract` takes from them every bound pair of black holes, at
-the moment when the second one forms:
+binary, and ``initC``, its initial conditions and settings. :func:`extract` takes from them every bound pair of black
+holes, at the moment when the second one forms:
 
 ===============  ====  ==========================================================================
 column           unit  meaning
@@ -17,7 +17,7 @@ delay_time       Myr   from there to the merger; NaN if there is none before the
 merges           1     whether it merges before the simulation ends (0 or 1)
 ===============  ====  ==========================================================================
 
-pandas writes the names of columns as a pickle; they are read off it without running it, so a stranger's file runs no code.
+pandas writes the names of columns as a pickle; they are read off it without running it, so a file runs no code.
 """
 
 from __future__ import annotations

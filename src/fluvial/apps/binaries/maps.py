@@ -76,7 +76,7 @@ def likelihood_maps(
     points: int = POINTS,
     outside: str = "raise",
 ) -> Maps:
-    """Evaluate a density of two targets over their plane, at ``slices`` contexts along the column that is not ``at`` a value.
+    """Evaluate a density of two targets over their plane, at ``slices`` contexts along the column not in ``at``.
 
     The slices are even steps of the column's range in training, of its logarithm where that spans a factor of three.
 

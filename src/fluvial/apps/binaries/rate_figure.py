@@ -18,8 +18,8 @@ LINES = 6
 def draw_rates(rates: Rates, held: np.ndarray | None = None) -> Figure:
     """Draw the expected count against the first context column, a line for each value of the second, with its error.
 
-    Points are the counts with 68 % Poisson intervals; open ones (``held``: ``[k, C + 1]``, cells and their counts) were not
-    fitted. Further context columns are at their middle values.
+    Points are the counts with 68 % Poisson intervals; open ones (``held``: ``[k, C + 1]``, cells and their counts) were
+    not fitted. Further context columns are at their middle values.
     """
     cells, names = rates.cells, rates.names
     grid = style.grid(1, 1, (3.2,), title=0.10)

@@ -9,8 +9,8 @@ context columns,
 
 f is the log-rate, smooth in x; :math:`\epsilon` is what a cell has that its neighbours do not know of. The posterior is
 Gaussian by Laplace's approximation (Rasmussen & Williams 2006, algorithms 3.1 and 3.2, with the Poisson likelihood), with
-s, one length a column and σ where the evidence is highest. The rate between cells comes with an error, and a cell without a
-merger says something too.
+s, one length a column and σ where the evidence is highest. The rate between cells comes with an error, and a cell without
+a merger says something too.
 
 Weighted mergers count as so many equal ones as have the same relative error: :math:`n = (\sum w)^2 / \sum w^2`, with
 E scaled so that the expected sum of weights is meant (Bohm & Zech 2014, NIM A 748, 1).
@@ -104,7 +104,7 @@ def count_cells(
     )
     size = math.prod(map(len, axes))
     grid = np.array(list(itertools.product(*axes)))
-    counts, squares = (np.bincount(at, weights=v, minlength=size) for v in (w, w**2))
+    counts, squares = (np.bincount(at, weights=v, minlength=size).astype(np.float64) for v in (w, w**2))
     kept = np.ones(size, dtype=bool)
     if leave_out is not None and len(leave_out):
         kept = ~(grid[:, None] == np.asarray(leave_out)[None]).all(-1).any(-1)
@@ -155,7 +155,7 @@ class Rates:
     def expected(self, simulated: float = 1.0, **context: ArrayLike) -> tuple[Array, Array]:
         """Return the expected number of mergers among so many binaries simulated, and its standard deviation.
 
-        That is the mean and the standard deviation of the log-normal posterior; the scatter of a count about it comes on top.
+        That is the mean and the standard deviation of the log-normal posterior; the scatter of a count comes on top.
         """
         mean, deviation = self.log_rate(**context)
         expected = simulated * np.exp(mean + deviation**2 / 2)
@@ -328,7 +328,7 @@ def _kernel(a: Array, b: Array, s: float, length: Array) -> Array:
 
 
 def _laplace(covariance: Array, y: Array, log_exposure: Array) -> tuple[float, Array, Array]:
-    """Return the log-evidence, K⁻¹f at the most probable f, and the expected counts there, which are the curvature W too."""
+    """Return the log-evidence, K⁻¹f at the most probable f, and the expected counts there, the curvature W too."""
     identity = np.eye(len(y))
     # A start near the counts: the prior's mean is far from a small rate, and Newton's steps would overflow.
     f = np.log((y + 0.5) / np.exp(log_exposure))

@@ -32,8 +32,8 @@ class RunRates:
 def rates_of_run(run: str | Path, *, simulated: float = 1.0) -> RunRates:
     """Fit the formation rate to the rows of a run's table that its study's ``where`` keeps; write it into the run folder.
 
-    Cells that the study holds out are not fitted; what is expected in them, with the Poisson scatter of a count, is compared
-    with what was found.
+    Cells that the study holds out are not fitted; what is expected in them, with the Poisson scatter of a count, is
+    compared with what was found.
 
     Raises
     ------
