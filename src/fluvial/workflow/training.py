@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fluvial.density import DENSITY_FILE, Density
@@ -112,10 +113,8 @@ def train_density(
         If another process is gone; a checkpoint has been written.
     """
     transforms = density.target_transforms, density.context_transforms
-    validation, weight = rows.part("validation"), rows.weight_part("validation")
-    validation = thinned(validation, density.flow.validation_rows)
-    if weight is not None:
-        weight = thinned({"weight": weight}, density.flow.validation_rows)["weight"]
+    most = density.flow.validation_rows
+    validation, weight = thinned(rows.part("validation"), most), _weights(rows, most)
     validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms, weight)
     section = study.training
     size = section.batch_rows(rows.count("train"))
@@ -158,6 +157,12 @@ def train_density(
     if keeper and interrupted is None and trainer.place.stopped:
         keeper.record["stopped"] = trainer.place.stopped  # also where nothing was left to train
     return interrupted
+
+
+def _weights(rows: Rows, most: int | None) -> np.ndarray | None:
+    """Return the weights of the validation rows that are measured."""
+    weight = rows.weight_part("validation")
+    return None if weight is None else thinned({"weight": weight}, most)["weight"]
 
 
 def _tell_of_the_start(trainer: Trainer, tell: Callable[[Event], None], *, found: bool) -> None:
