@@ -6,12 +6,13 @@ RUNS   ?= demo/runs
 SOURCES := src tests benchmarks hatch_build.py
 INSTALLED := pyproject.toml constraints.txt hatch_build.py $(wildcard src/fluvial/core/kernels/*.[ch])
 
-.PHONY: help demo test check format docs-figures clean
+.PHONY: help demo test test-slurm check format docs-figures clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, simulate 100,000 black-hole mergers, fit, check, report"
 	@echo "make test    all tests (about a few minutes)"
+	@echo "make test-slurm  jobs of a cluster, on a real SLURM that it starts here (as root, with slurm-wlm and munge installed)"
 	@echo "make check   format, lint, types, layers"
 	@echo "make format  reformat the sources"
 	@echo "make clean   remove the environment and everything made by the demo"
@@ -37,6 +38,9 @@ demo: $(VENV)/.user
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-slurm: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)

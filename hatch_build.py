@@ -16,6 +16,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("src/fluvial/core/kernels")
 LIBRARY = "kernels.so"
+#: Compiled once, and once for every instruction set.
+SOURCES, KERNELS = ("spline.c", "mlp.c", "gather.c"), ("spline_kernel.c", "mlp_kernel.c")
 # No -ffast-math: a value that is not a number must come out as one.
 FLAGS = [
     "-O3",
@@ -50,17 +52,31 @@ class KernelsHook(BuildHookInterface):
 
 def compile_kernels(folder: Path, library: Path) -> None:
     """Compile and link the kernels; the library is replaced at once or not at all."""
-    compiler = shlex.split(os.environ.get("CC") or "cc")
+    compiler = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS]
     with tempfile.TemporaryDirectory() as scratch:
-        objects = []
+        objects, have = [], []
         for name, flags in instruction_sets().items():
-            objects.append(f"{scratch}/{name}.o")
-            names = [f"-DFORWARD=spline_forward_{name}", f"-DBACKWARD=spline_backward_{name}"]
-            source = str(folder / "spline_kernel.c")
-            _run([*compiler, *FLAGS, *flags, *names, "-c", source, "-o", objects[-1]])
+            made = []
+            try:
+                for source in KERNELS:
+                    made.append(f"{scratch}/{Path(source).stem}_{name}.o")
+                    _run([*compiler, *flags, f"-DSET={name}", "-c", str(folder / source), "-o", made[-1]])
+            except subprocess.CalledProcessError:
+                if name == "any":
+                    raise
+                continue  # a compiler that does not know this set: the others serve
+            objects += made
+            have.append(f"-DHAVE_{name}")
         made = f"{scratch}/{LIBRARY}"
-        link = [*compiler, *FLAGS, "-shared", str(folder / "spline.c"), *objects, "-o", made]
-        link += ["-DHAVE_AVX2"] if "avx2" in instruction_sets() else []
+        link = [
+            *compiler,
+            "-shared",
+            *have,
+            *(str(folder / source) for source in SOURCES),
+            *objects,
+            "-o",
+            made,
+        ]
         try:
             _run([*link, "-fopenmp"])
         except subprocess.CalledProcessError:  # Apple's compiler has no OpenMP: one thread then
@@ -72,8 +88,11 @@ def compile_kernels(folder: Path, library: Path) -> None:
 
 def instruction_sets() -> dict[str, list[str]]:
     """Return the name of every copy of the kernels with its compiler flags."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32"
-    return {"any": []} | ({"avx2": ["-mavx2", "-mfma"]} if x86 else {})
+    if platform.machine().lower() not in ("x86_64", "amd64") or sys.platform == "win32":
+        return {"any": []}
+    avx2 = ["-mavx2", "-mfma"]
+    avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    return {"any": [], "avx2": avx2, "avx512": avx512, "avx512bf16": [*avx512, "-mavx512bf16"]}
 
 
 def _run(command: list[str]) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 from fluvial import record_model
 from fluvial.flows.build import ARCHITECTURES
+from fluvial.nets.encoders import ENCODERS
 from fluvial.study import Study, options_model
+from fluvial.study_encoder import encoder_model
 
 HERE = Path(__file__).parent
 SECTIONS = {
@@ -21,6 +23,7 @@ SECTIONS = {
     "columns.NAME": "What is known of a column; every key may be left out.",
     "training": "The training budget and the optimiser.",
     "check": "How the density is checked on test rows after training.",
+    "tune": "What `fluvial tune` searches, and how: see [scale.md](scale.md).",
 }
 DEFINITIONS = {
     "data": "DataSection",
@@ -28,6 +31,7 @@ DEFINITIONS = {
     "columns.NAME": "ColumnSection",
     "training": "TrainingSection",
     "check": "CheckSection",
+    "tune": "TuneSection",
 }
 
 
@@ -40,6 +44,12 @@ def schema() -> dict[str, Any]:
         options["properties"] = {"architecture": {"const": name}, **options["properties"]}
         variants.append(options)
     out["properties"]["flow"] = {"title": "Flow", "anyOf": variants}
+    variants = []
+    for name in ENCODERS:
+        options = encoder_model(name).model_json_schema()
+        options["properties"] = {"architecture": {"const": name}, **options["properties"]}
+        variants.append(options)
+    out["properties"]["encoder"] = {"title": "Encoder", "anyOf": variants}
     out["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     out["title"] = "fluvial study"
     return out
@@ -96,7 +106,7 @@ def page() -> str:
             *table(definition["properties"], definition.get("required", [])),
         ]
         if title == "columns.NAME":
-            lines += _flows()
+            lines += _flows() + _encoders()
     return "\n".join(lines) + "\n"
 
 
@@ -123,6 +133,17 @@ OPTIONS = {
 }
 
 
+ENCODER_OPTIONS = {
+    "features": "numbers that the flow sees in place of the arrays",
+    "patch": "pixels of a patch",
+    "width": "channels of a patch, or after the first convolution",
+    "rank": "numbers that each patch hands to the read-out",
+    "kernel": "pixels of a convolution",
+    "hidden": "units of the dense layer",
+    "dropout": "share of what is read out that is dropped in training",
+}
+
+
 def _with_meanings(properties: dict[str, Any]) -> dict[str, Any]:
     return {name: {"description": OPTIONS.get(name, ""), **field} for name, field in properties.items()}
 
@@ -139,6 +160,25 @@ def _flows() -> list[str]:
         summary = (inspect.getdoc(architecture) or "").split("\n\n")[0].replace("\n", " ")
         options = options_model(name).model_json_schema()
         lines += ["", f"### {name}", "", summary, "", *table(_with_meanings(options["properties"]), [])]
+    return lines
+
+
+def _encoders() -> list[str]:
+    lines = [
+        "",
+        "## [encoder]",
+        "",
+        "The network that compresses context columns that are arrays (a spectrum), once per context; see",
+        "[spectra.md](spectra.md). `architecture` is one of the names below; left out, it is `spectrum`. Every other",
+        "key is an option of it.",
+    ]
+    for name, encoder in ENCODERS.items():
+        summary = (inspect.getdoc(encoder) or "").split("\n\n")[0].replace("\n", " ")
+        options = encoder_model(name).model_json_schema()["properties"]
+        meanings = {
+            key: {"description": ENCODER_OPTIONS.get(key, ""), **field} for key, field in options.items()
+        }
+        lines += ["", f"### {name}", "", summary, "", *table(meanings, [])]
     return lines
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from fluvial.errors import StudyError
 from fluvial.flows import ARCHITECTURES, Gaussianization, MixtureOfGaussians, build_flow
 from fluvial.flows.amortized import Amortized, unexpanded
 from fluvial.flows.mixture import spread_points
+from fluvial.nets import MLP
 
 AMORTIZED = ("diagonal-gaussian", "full-gaussian", "gaussianization", "mixture")
 
@@ -38,7 +38,7 @@ def test_how_many_numbers_steer_three_targets(name: str, numbers: int) -> None:
 @pytest.mark.parametrize("name", AMORTIZED)
 def test_network_runs_once_per_context_however_many_draws(name: str) -> None:
     flow = scattered(name, 2, 3)
-    network = next(m for m in flow.modules() if isinstance(m, nn.Linear))
+    network = next(m for m in flow.modules() if isinstance(m, MLP))
     rows: list[int] = []
     network.register_forward_hook(lambda _m, inputs, _o: rows.append(inputs[0].shape[:-1].numel()))
     p = flow(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))

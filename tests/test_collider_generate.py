@@ -119,6 +119,7 @@ def test_oversampling(made: tuple[Path, list[Event], dict[str, Density]], tmp_pa
     np.testing.assert_array_equal(out.event, np.repeat([e["event"] for e in events], 3))
     np.testing.assert_array_equal(out.fold, np.tile([0, 1, 2], len(events)))
     assert set(out.folds.tolist()) == {3}
+    np.testing.assert_array_equal(out.genEventIndex, np.repeat(np.arange(len(events)), 3))
     assert ak.sum(out.genWeight) == pytest.approx(sum(e["genWeight"] for e in events), abs=1e-3)
     np.testing.assert_allclose(np.abs(out.genWeight), 1 / 3, rtol=1e-6)
     first, second = out[out.fold == 0], out[out.fold == 1]
@@ -127,22 +128,32 @@ def test_oversampling(made: tuple[Path, list[Event], dict[str, Density]], tmp_pa
     assert not ak.any(ak.sort(first.Jet_area) == ak.sort(second.Jet_area))
 
 
-def test_draws_do_not_hang_on_how_a_file_is_read(
+def test_an_event_has_its_objects_in_whatever_company(
     made: tuple[Path, list[Event], dict[str, Density]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _, densities = made
-    monkeypatch.setattr(generate_module, "BLOCK", 64)
+    """The same objects, bit for bit: read in other pieces, in reverse order, in a file of some of the events."""
+    folder, events, densities = made
+    write_events(tmp_path / "some.root", events[::-3])
     outs = []
-    for name, events, read_events, seed in (("a", 128, 320, 0), ("b", 320, 192, 0), ("c", 128, 1024, 1)):
-        monkeypatch.setattr(generate_module, "_PIECE", events)
+    for name, source, piece, read_events, seed, folds in (
+        ("a", folder / "gen.root", 128, 320, 0, 1),
+        ("b", folder / "gen.root", 77, 192, 0, 1),
+        ("c", tmp_path / "some.root", 1000, 1000, 0, 2),
+        ("d", folder / "gen.root", 128, 1024, 1, 1),
+    ):
+        monkeypatch.setattr(generate_module, "_PIECE", piece)
         monkeypatch.setattr(generate_module, "_READ", read_events)
-        generate([folder / "gen.root"], tmp_path / f"{name}.root", **densities, seed=seed)
+        generate([source], tmp_path / f"{name}.root", **densities, seed=seed, oversample=folds)
         outs.append(read(tmp_path / f"{name}.root"))
-    a, b, c = outs
-    assert ak.all(a.Jet_pt == b.Jet_pt)
-    assert ak.all(a.Muon_dxy == b.Muon_dxy)
-    assert not ak.any(a.Jet_area == c.Jet_area)
-    assert len(np.unique(ak.to_numpy(ak.flatten(a.Jet_area)))) == ak.sum(ak.num(a.Jet_area))  # no block twice
+    a, b, c, d = outs
+    drawn = [f for f in a.fields if f.startswith(("Jet_", "Muon_"))]
+    assert "Jet_pt" in drawn
+    for name in drawn:
+        assert ak.all(a[name] == b[name])
+        assert ak.all(a[name][::-3] == c[name][c.fold == 0])
+    for other in (c[c.fold == 1], d[::-3]):
+        assert not ak.any(a.Jet_area[::-3] == other.Jet_area)
+    assert len(np.unique(ak.to_numpy(ak.flatten(a.Jet_area)))) == ak.sum(ak.num(a.Jet_area))
 
 
 def test_many_files_and_resuming(made: tuple[Path, list[Event], dict[str, Density]], tmp_path: Path) -> None:
@@ -161,12 +172,17 @@ def test_many_files_and_resuming(made: tuple[Path, list[Event], dict[str, Densit
     with uproot.open(tmp_path / "out" / "empty.root") as file:
         assert file["Events"].num_entries == 0
     write_events(tmp_path / "2.root", make_events(20, seed=2))
-    assert [r.status for r in generate(files, tmp_path / "out", **densities)] == [
-        "kept",
-        "kept",
-        "written",
-        "kept",
-    ]
+    results = generate(files, tmp_path / "out", **densities)
+    assert [r.status for r in results] == ["kept", "kept", "written", "kept"]
+    # What another request made, or something else, is neither kept nor lost.
+    (tmp_path / "out" / "1.root").write_text("mine")
+    results = generate(files, tmp_path / "out", jets=densities["jets"], seed=1)
+    assert [r.status for r in results] == ["failed"] * 4
+    assert "exists and was made with another seed, densities" in results[0].problem
+    assert "exists and was not made by this command" in results[1].problem
+    assert (tmp_path / "out" / "1.root").read_text() == "mine"
+    results = generate(files, tmp_path / "out", jets=densities["jets"], seed=1, overwrite=True)
+    assert [r.status for r in results] == ["written"] * 4
 
 
 def test_contexts_beyond_the_training_range_are_counted(

@@ -38,6 +38,7 @@ from fluvial.flows.amortized import Amortized, GaussianizationMap, RotationMap, 
 from fluvial.flows.autoregressive import Autoregressive
 from fluvial.flows.continuous import Transport
 from fluvial.flows.coupling import Coupling
+from fluvial.flows.encoded import ArrayKind, EncodedFlow, build_encoded_flow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.held import hold
 from fluvial.flows.mixed import build_mixed_flow
@@ -208,6 +209,7 @@ FLOWS: dict[str, dict] = {
     "full-gaussian": {"architecture": "full-gaussian", "width": 24, "residual": True},
     "gaussianization": {"architecture": "gaussianization", "kernels": 6, "width": 24},
     "gaussianization, one layer": {"architecture": "gaussianization", "layers": 1, "kernels": 2, "width": 24, "depth": 1},
+    "point": {"architecture": "point", "width": 24},
     "mixture": {"architecture": "mixture", "components": 4, "width": 24},
     "mixture, diagonal": {"architecture": "mixture", "components": 3, "covariance": "diagonal", "width": 24},
     "ensemble": {"architecture": "maf", "steps": 2, "width": 24, "members": 3},
@@ -251,6 +253,45 @@ def make_mixed(
         flow = build_mixed_flow(
             **options, numbers=numbers, levels=[2, 3], holder=holder, angles=angles, context=context
         )
+        return scatter(flow, size).to(dtype).eval()  # type: ignore[return-value]
+
+
+#: Flows over one scalar and arrays, in their units: lengths of the arrays, and what is built for them.
+ENCODED: dict[str, dict] = {
+    "spectrum": {"lengths": (40,), "encoder": {"architecture": "spectrum", "features": 6, "patch": 8, "width": 8}},
+    "spectrum and errors, log": {
+        "lengths": (40, 40), "clip": 0.2, "encoder": {"architecture": "spectrum", "features": 6, "patch": 16, "width": 8},
+    },
+    "two grids, masked": {
+        "lengths": (40, 100), "masked": True,
+        "encoder": {"architecture": "spectrum", "features": 4, "patch": 16, "width": 8},
+    },
+    "cnn": {"lengths": (64,), "encoder": {"architecture": "cnn", "features": 6, "width": 4, "hidden": 8}},
+    "tiny-cnn": {"lengths": (64,), "encoder": {"architecture": "tiny-cnn", "features": 6, "width": 4, "hidden": 8}},
+    "trunk": {
+        "lengths": (40,), "trunk": 8, "encoder": {"architecture": "spectrum", "features": 6, "patch": 8, "width": 8},
+    },
+}  # fmt: skip
+
+
+def make_encoded(
+    name: str,
+    targets: int = 2,
+    dtype: torch.dtype = torch.float32,
+    size: float = 0.2,
+    architecture: str = "coupling-spline",
+    **options: object,
+) -> EncodedFlow:
+    """Return a flow over arrays whose parameters have moved away from their start, the same each time."""
+    own = dict(ENCODED[name])
+    common = {"clip": own.get("clip"), "masked": own.get("masked", False)}
+    kinds = [ArrayKind(n, pixels=bool(i), **common) for i, n in enumerate(own["lengths"])]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(targets)
+        flow = build_encoded_flow(
+            architecture, numbers=targets, levels=(), holder=(None,) * targets, context=1, arrays=kinds,
+            encoder=own["encoder"], trunk=own.get("trunk", 0), width=16, **options,
+        )  # fmt: skip
         return scatter(flow, size).to(dtype).eval()  # type: ignore[return-value]
 
 

@@ -30,7 +30,16 @@ if TYPE_CHECKING:
         build_flow,
         sbi_estimator,
     )
-    from fluvial.workflow import check_run, fit, list_runs, load, report_run, resume
+    from fluvial.workflow import (
+        check_run,
+        fit,
+        infer_population,
+        list_runs,
+        load,
+        report_run,
+        resume,
+        sample_shards,
+    )
 
 __version__ = "0.1.0"
 
@@ -60,10 +69,12 @@ _HOME = {
     "build_flow": "fluvial.flows",
     "check_run": "fluvial.workflow",
     "fit": "fluvial.workflow",
+    "infer_population": "fluvial.workflow",
     "list_runs": "fluvial.workflow",
     "load": "fluvial.workflow",
     "report_run": "fluvial.workflow",
     "resume": "fluvial.workflow",
+    "sample_shards": "fluvial.workflow",
     "sbi_estimator": "fluvial.flows",
 }
 
@@ -94,10 +105,12 @@ __all__ = [
     "build_flow",
     "check_run",
     "fit",
+    "infer_population",
     "list_runs",
     "load",
     "report_run",
     "resume",
+    "sample_shards",
     "sbi_estimator",
 ]
 

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fluvial import at_scale
 from fluvial.apps.binaries.commands import app as binaries_app
 from fluvial.apps.collider.commands import app as collider_app
+from fluvial.apps.stars.commands import app as stars_app
+from fluvial.cli_infer import infer
+from fluvial.words import is_folder, read_given
 
 if TYPE_CHECKING:
     from fluvial.check import CheckResult
@@ -27,6 +31,9 @@ app = typer.Typer(
 
 app.add_typer(binaries_app)
 app.add_typer(collider_app)
+app.command("infer")(infer)
+app.add_typer(stars_app)
+at_scale.add_to(app)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
@@ -59,6 +66,10 @@ def fit(
     log: Annotated[
         list[str] | None, typer.Option(help="Report to tensorboard or mlflow too; may be repeated.")
     ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option("--continue", help="Go on with the run of this --name if it is there; else begin it."),
+    ] = False,
 ) -> None:
     """Train a density, check it, write the report. Ctrl-C stops early and keeps the best so far."""
     import fluvial.workflow as workflow
@@ -80,6 +91,8 @@ def fit(
         common: dict[str, Any] = {"check": not no_check, "on_event": progress.show, "loggers": log or ()}
         if resume is not None:
             density = workflow.resume(resume, epochs=epochs, **common)
+        elif go_on:
+            density = workflow.fit_or_resume(study, runs=runs, name=name, **common)
         else:
             assert study is not None
             density = workflow.fit(study, runs=runs, name=name, ensemble=ensemble, **common)
@@ -112,7 +125,12 @@ def check(run: Run) -> None:
 @app.command()
 def sample(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .parquet, .csv or .npy.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", help="Where to write: .parquet, .csv or .npy; or a folder, as in draws/."
+        ),
+    ],
     given: Annotated[
         list[str] | None,
         typer.Option("--given", "-g", help="A context value, such as Z=0.001; once a column."),
@@ -120,12 +138,23 @@ def sample(
     contexts: Annotated[Path | None, typer.Option(help="A table of contexts, one a row.")] = None,
     draws: Annotated[int, typer.Option("--draws", "-n", help="Draws at each context.")] = 1,
     seed: Seed = None,
+    shards: at_scale.Shards = None,
+    processes: at_scale.Processes = 1,
+    part: at_scale.Part = None,
+    compression: at_scale.Compression = "zstd",
+    wide: at_scale.Wide = False,
 ) -> None:
-    """Draw targets at given contexts; write context and target columns."""
+    """Draw targets at given contexts; write context and target columns. Into a folder: any number of rows, resumable."""
     from fluvial.data.readers import write_table
     from fluvial.workflow import load, sample_table
 
-    table = sample_table(load(run), given=_values(given), contexts=contexts, draws=draws, seed=seed)
+    if is_folder(out) or shards is not None or processes != 1 or part is not None:
+        at_scale.sample(
+            run, out, given=read_given(given), contexts=contexts, draws=draws, seed=seed, shards=shards,
+            processes=processes, part=part, compression=compression, wide=wide,
+        )  # fmt: skip
+        return
+    table = sample_table(load(run), given=read_given(given), contexts=contexts, draws=draws, seed=seed)
     write_table(out, table)
     rows = len(next(iter(table.values())))
     _out(f"{rows:,} rows of {', '.join(table)} in {out}")
@@ -251,15 +280,23 @@ def cache(
 @app.command()
 def simulate(
     application: Annotated[
-        str, typer.Argument(help="What to simulate: binaries, jets or muons.", show_default=False)
+        str, typer.Argument(help="What to simulate: binaries, jets, muons or stars.", show_default=False)
     ],
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to simulate.")] = 100_000,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Parquet file to write; of stars, a folder.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+    process: Annotated[str, typer.Option(help="Of jets and muons, their spectrum: ttbar or dy.")] = "ttbar",
 ) -> None:
     """Simulate a population whose density is known exactly."""
     from fluvial.errors import StudyError, nearest
 
+    if application == "stars":
+        from fluvial.apps.stars.commands import write_survey
+
+        write_survey(out or Path("stars"), rows, seed=seed)
+        return
     path = out or Path(f"{application}.parquet")
     if application == "binaries":
         from fluvial.apps.binaries import simulator as binaries
@@ -268,10 +305,10 @@ def simulate(
     elif application in ("jets", "muons"):
         from fluvial.apps.collider import simulator as collider
 
-        collider.write(application, path, rows, seed=seed)
+        collider.write(application, path, rows, seed=seed, process=process)
     else:
         raise StudyError(
-            f"No simulator for {application!r}{nearest(application, ('binaries', 'jets', 'muons'))}"
+            f"No simulator for {application!r}{nearest(application, ('binaries', 'jets', 'muons', 'stars'))}"
         )
     what = "mergers" if application == "binaries" else application
     _out(f"{rows:,} {what} in {path} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -316,23 +353,6 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     sys.stderr.write(f"fluvial: warning: {message}\n")
-
-
-def _values(given: list[str] | None) -> dict[str, float]:
-    from fluvial.errors import DataError
-
-    values: dict[str, float] = {}
-    for text in given or []:
-        name, _, value = text.partition("=")
-        name = name.strip()
-        try:
-            number = float(value)  # of "NAME" alone, the value is "", and no number
-        except ValueError:
-            raise DataError(f"--given: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
-        if name in values:
-            raise DataError(f"--given: expected {name} once; found {values[name]:g} and {number:g}.")
-        values[name] = number
-    return values
 
 
 def _out(text: str) -> None:

@@ -17,10 +17,14 @@ from fluvial.data.schema import Column
 from fluvial.errors import DataError, nearest
 
 if TYPE_CHECKING:
+    from fluvial.contexts import Contexts
     from fluvial.density import Density
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
 CHUNK = 8192
+#: Rows that pass through a flow at once where draws are made of given numbers: always so many, so that what is made of
+#: a row does not hang on the number of its companions.
+DRAW_FROM_ROWS = 2048
 
 #: What to do with contexts outside the range of the training rows.
 Outside = Literal["warn", "raise", "allow"]
@@ -33,13 +37,13 @@ class ExtrapolationWarning(UserWarning):
 class Conditional:
     """p(target | context) at one context (``shape`` is ``()``) or at an array of them."""
 
-    def __init__(self, density: Density, context: np.ndarray, *, outside: Outside = "warn"):
+    def __init__(self, density: Density, context: Contexts, *, outside: Outside = "warn"):
         self.density = density
-        self.shape = context.shape[:-1]
-        _check_support(context, density.schema.context, "context")
-        self._outside = _look_outside(context, density, outside)
-        standardised, _ = density.context_transforms.forward(context)
-        self._context = torch.from_numpy(standardised.astype(np.float32))
+        self.shape = context.shape
+        _check_support(context.scalars, density.schema.scalars, "context")
+        self._outside = np.broadcast_to(_look_outside(context.scalars, density, outside), self.shape)
+        # Encoded here and now, once: whatever is asked of these contexts later starts from their features.
+        self._features = density.features(context)
 
     def __repr__(self) -> str:
         at = f"{self.shape} contexts" if self.shape else "one context"
@@ -55,10 +59,13 @@ class Conditional:
 
         ``events`` are as in :meth:`log_prob`, which is the logarithm of the mean of the members' densities.
         """
+        width = self._features.shape[-1] // len(self.density.members)
         out = []
-        for member in self.density.members:
+        for number, member in enumerate(self.density.members):
             alone = copy(self)
             alone.density = member
+            # The features of the members lie side by side.
+            alone._features = self._features[..., number * width : (number + 1) * width]
             out.append(alone.log_prob(events))
         return np.stack(out)
 
@@ -100,6 +107,71 @@ class Conditional:
         """
         return self._draw(draws, seed, with_log_prob=True)
 
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of, for :meth:`draw_from`.
+
+        Raises
+        ------
+        DataError
+            If the draws of the architecture are not made of uniform numbers (those of zuko).
+        """
+        width = self._features.shape[-1]
+        p = self.density.flow.given_features(self._features.new_zeros(1, width) if width else None)
+        if (number := getattr(p, "uniforms", None)) is None:
+            raise DataError(
+                f"Expected an architecture that makes its draws of given uniform numbers; {self.density.architecture} "
+                "does not. Fit one of fluvial's own, such as coupling-spline."
+            )
+        return number
+
+    def draw_from(self, uniform: np.ndarray) -> np.ndarray:
+        """Return the draws that are made of given random numbers, and so repeat wherever those do.
+
+        A draw is a function of its row of ``uniform`` and of its context alone: with numbers that belong to what is
+        drawn (a counter-based generator keyed by the names of an event), it does not matter in which order, in which
+        company, or in how many pieces contexts come. Independent uniform numbers give draws of the density.
+
+        Parameters
+        ----------
+        uniform : array
+            Strictly between 0 and 1, ``[*shape, draws, uniforms]``.
+
+        Returns
+        -------
+        numpy.ndarray
+            As :meth:`sample` gives: a structured array ``[*shape, draws]``.
+
+        Raises
+        ------
+        DataError
+            If the shape is another, or the architecture cannot.
+        """
+        needed = self.uniforms
+        if (
+            uniform.ndim != len(self.shape) + 2
+            or uniform.shape[:-2] != self.shape
+            or uniform.shape[-1] != needed
+        ):
+            expected = (*self.shape, "draws", needed)
+            raise DataError(f"Expected uniform numbers of shape {expected}; got {uniform.shape}.")
+        draws, width = uniform.shape[-2], self._features.shape[-1]
+        rows = uniform.reshape(-1, needed)
+        features = self._features.reshape(-1, width) if width else None
+        x = np.empty((len(rows), len(self.density.schema.targets)))
+        of = np.arange(len(rows)) // max(draws, 1)
+        for start in range(0, len(rows), DRAW_FROM_ROWS):
+            here = np.arange(start, start + DRAW_FROM_ROWS).clip(
+                max=len(rows) - 1
+            )  # the last row fills up the last block
+            mine = None if features is None else features[torch.from_numpy(of[here])]
+            p = self.density.flow.given_features(mine)
+            made = p.draw_from(torch.from_numpy(rows[here])).numpy().astype(np.float64)
+            x[start : start + DRAW_FROM_ROWS] = self.density.target_transforms.inverse(made)[
+                : len(rows) - start
+            ]
+        return _structured(x.reshape(*self.shape, draws, x.shape[-1]), self.density.schema.targets)
+
     def _draw(self, draws: int, seed: int | None, *, with_log_prob: bool) -> tuple[np.ndarray, np.ndarray]:
         draws = _whole("draws", draws, least=1)
         generator = torch.Generator()
@@ -109,14 +181,16 @@ class Conditional:
             generator.manual_seed(_whole("seed", seed, least=0))
         size = self.density.target_transforms.layout.width
         contexts = int(np.prod(self.shape, dtype=int))
-        context = self._context.reshape(contexts, self._context.shape[-1])  # no −1: it may have no elements
+        features = self._features.reshape(
+            contexts, self._features.shape[-1]
+        )  # no −1: it may have no elements
         x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
         with torch.no_grad():
             for of, part in _blocks(contexts, draws, self.density.flow.draw_rows):
-                p = self.density.flow(context[of] if context.shape[-1] else None)
+                p = self.density.flow.given_features(features[of] if features.shape[-1] else None)
                 # An unconditional flow has no batch dimension: its contexts are all one.
                 number = part.stop - part.start
-                shape = (number,) if context.shape[-1] else (number, of.stop - of.start)
+                shape = (number,) if features.shape[-1] else (number, of.stop - of.start)
                 if with_log_prob:
                     z, log_density = p.rsample_and_log_prob(shape, generator=generator)
                     log_prob[of, part] = log_density.numpy().T
@@ -168,16 +242,16 @@ class Conditional:
                 f"Expected events and contexts of shapes that broadcast; got events {tuple(z.shape[:-1])} "
                 f"and contexts {self.shape}. For every event at every context, give contexts as [N, 1]."
             ) from None
-        size, width = z.shape[-1], self._context.shape[-1]
+        size, width = z.shape[-1], self._features.shape[-1]
         count = math.prod(shape)
         rows = z.expand(*shape, size).reshape(count, size)
-        context = self._context.expand(*shape, width).reshape(count, width)
+        features = self._features.expand(*shape, width).reshape(count, width)
         out = np.empty(count)
         with torch.no_grad():
             for start in range(0, len(rows), CHUNK):
                 part = slice(start, start + CHUNK)
-                flow = self.density.flow(context[part] if context.shape[-1] else None)
-                out[part] = flow.log_prob(rows[part]).numpy()
+                given = self.density.flow.given_features(features[part] if width else None)
+                out[part] = given.log_prob(rows[part]).numpy()
         return out.reshape(shape)
 
 
@@ -278,7 +352,7 @@ def _look_outside(context: np.ndarray, density: Density, outside: Outside) -> np
     if outside not in get_args(Outside):
         raise DataError(f"outside: expected one of {', '.join(get_args(Outside))}; got {outside!r}.")
     found = np.zeros(context.shape[:-1], dtype=bool)
-    for i, column in enumerate(density.schema.context):
+    for i, column in enumerate(density.schema.scalars):
         if column.name not in density.context_range or not context.size:
             continue
         low, high = density.context_range[column.name]

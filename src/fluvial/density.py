@@ -14,7 +14,9 @@ On disk a density is a folder: ``density.json`` (schema, transforms, architectur
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -26,19 +28,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from fluvial import __version__
-from fluvial.conditional import Conditional, Outside, listed, stack_columns
-from fluvial.data.schema import Schema
+from fluvial.conditional import Conditional, ExtrapolationWarning, Outside, listed
+from fluvial.contexts import Contexts, stack_contexts
+from fluvial.data.choice import CLIP
+from fluvial.data.schema import Column, Schema
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
+from fluvial.flows.encoded import ArrayKind, EncodedFlow, build_encoded_flow
 from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow
-from fluvial.flows.mixed import build_mixed_flow
 
-#: Format 1 knows continuous columns only; a density that has no others is still written so. Format 3 is of ensembles.
+#: Format 1 knows continuous columns only, format 2 neither array columns nor ensembles; a density that needs no more is
+#: still written so.
 FORMAT = 3
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
+#: Array-valued contexts that are encoded at once.
+ENCODED_ROWS = 512
+#: By what factor an array may be further from the mean than those of the training rows before a warning is due.
+FAR = 1.25
 
 
 class Density:
@@ -51,11 +60,16 @@ class Density:
     schema : Schema
         Columns with role, unit and support.
     flow : AbstractFlow
-        The flow over standardised columns.
+        The flow over standardised columns; of array columns, in their units, an :class:`~fluvial.flows.EncodedFlow`.
     context_range : dict
-        The smallest and the largest value of each context column in the training rows.
+        The smallest and the largest value of each scalar context column in the training rows.
+    array_range : dict
+        For each array column, between what numbers the training rows lie away from their mean: the root mean square of
+        their standardised pixels.
     architecture, options
         What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
+    encoder : dict or None
+        Where the context has arrays: ``architecture`` and options of their encoder.
     """
 
     def __init__(
@@ -68,6 +82,8 @@ class Density:
         architecture: str,
         options: Mapping[str, Any],
         context_range: Mapping[str, tuple[float, float]] | None = None,
+        encoder: Mapping[str, Any] | None = None,
+        array_range: Mapping[str, tuple[float, float]] | None = None,
     ):
         self.flow = flow.eval()
         self.schema = schema
@@ -76,16 +92,18 @@ class Density:
         self.architecture = architecture
         self.options = dict(options)
         self.context_range = {name: (float(a), float(b)) for name, (a, b) in (context_range or {}).items()}
+        self.encoder = None if encoder is None else dict(encoder)
+        self.array_range = {name: (float(a), float(b)) for name, (a, b) in (array_range or {}).items()}
         self.folder: Path | None = None
 
     def __repr__(self) -> str:
         targets, context = ", ".join(self.schema.target_names), ", ".join(self.schema.context_names)
         weights = sum(p.numel() for p in self.flow.parameters())
         measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
-        ensemble = f"ensemble of {len(self.members)} " if isinstance(self.flow, EnsembleFlow) else ""
-        return (
-            f"Density p({targets} | {context}): {ensemble}{self.architecture}, {weights:,} weights{measure}"
-        )
+        encoder = f"{self.encoder['architecture']} encoder, " if self.encoder else ""
+        ensemble = f"ensemble of {len(self.flow.members)} " if isinstance(self.flow, EnsembleFlow) else ""
+        kind = f"{encoder}{ensemble}{self.architecture}"
+        return f"Density p({targets} | {context}): {kind}, {weights:,} weights{measure}"
 
     @property
     def plain(self) -> bool:
@@ -124,18 +142,20 @@ class Density:
             What to do with contexts outside the range of the training rows, where the density is a guess: ``warn``,
             ``raise``, or ``allow``. :attr:`Conditional.outside` marks them.
         **context
-            Or the context columns by name, in their units: numbers, or arrays that broadcast to one shape.
+            Or the context columns by name, in their units: numbers, or arrays that broadcast to one shape. An array
+            column (a spectrum) is ``[*shape, length]``.
 
         Raises
         ------
         DataError
-            If a column is missing or unknown, or a value is not finite or outside its column's support; or, if it is
-            to be refused, outside the range of the training rows.
+            If a column is missing or unknown, a value is not finite or outside its column's support, or an array is not
+            on the grid that the density knows; or, if it is to be refused, outside the range of the training rows.
 
         Warns
         -----
         ExtrapolationWarning
-            Unless told otherwise, if a value is outside the range of the training rows: there nothing was learnt.
+            Unless told otherwise, if a value is outside the range of the training rows, or an array further from their
+            mean than they are (or nearer): there nothing was learnt.
         """
         names = self.schema.context_names
         if table is not None and context:
@@ -144,8 +164,48 @@ class Density:
             if name not in names:
                 expected = f"context columns {listed(names)}" if names else "no context"
                 raise DataError(f"Expected {expected}; got {name!r}{nearest(name, names)}")
-        values = stack_columns(table if table is not None else context, self.schema.context, "context")
-        return Conditional(self, values, outside=outside)
+        asked = stack_contexts(table if table is not None else context, self.schema)
+        return Conditional(self, asked, outside=outside)
+
+    def features(self, context: Contexts) -> torch.Tensor:
+        """Return what the flow knows of contexts, ``[*shape, F]``: coded scalars, and what an encoder makes of arrays.
+
+        Arrays pass through the encoder once, a few at a time.
+        """
+        coded, _ = self.context_transforms.forward(context.scalars)
+        scalars = torch.from_numpy(coded.astype(np.float32))
+        with torch.no_grad():
+            if not context.arrays:
+                return self.flow.encode(scalars) if scalars.shape[-1] else scalars  # type: ignore[return-value]
+            first = self.members[0].flow  # members of an ensemble standardise arrays alike
+            assert isinstance(first, EncodedFlow)
+            count = math.prod(context.shape)
+            flat = scalars.reshape(count, scalars.shape[-1])
+            arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
+            parts, distances = [], []
+            for start in range(0, count, ENCODED_ROWS):
+                rows = slice(start, start + ENCODED_ROWS)
+                pixels = [torch.from_numpy(np.array(a[rows])) for a in arrays]
+                distances.append(torch.stack(first.distances(pixels), -1))
+                parts.append(self.flow.encode(torch.cat([flat[rows], *pixels], -1)))
+        self._warn_far(torch.cat(distances).numpy())
+        features = torch.cat(parts)
+        return features.reshape(*context.shape, features.shape[-1])
+
+    def _warn_far(self, distances: np.ndarray) -> None:
+        for column, of in zip(self.schema.arrays, distances.T, strict=True):
+            if column.name not in self.array_range:
+                continue
+            low, high = self.array_range[column.name]
+            far = (of < low / FAR) | (of > high * FAR)
+            if far.any():
+                warnings.warn(
+                    f"{column.name}: {int(far.sum())} of {far.size} arrays are unlike those of the table: "
+                    f"{of[far][0]:.3g} standard deviations from their mean, where those are {low:.3g} to {high:.3g}: "
+                    "what the density says there is a guess. Are they in the same units, and normalised in the same way?",
+                    ExtrapolationWarning,
+                    stacklevel=5,
+                )
 
     def sample(self, context: Any, draws: int, *, seed: int | None = None) -> np.ndarray:
         """Draw for every row of a table of contexts: a structured array ``[rows, draws]`` of target columns."""
@@ -181,7 +241,7 @@ class Density:
     def save_description(self, folder: str | Path) -> None:
         """Write ``density.json`` alone: all but the weights."""
         description = {
-            "format": 1 if all(c.plain for c in self.schema.columns) else 2,
+            "format": self._format(),
             "fluvial": __version__,
             "architecture": self.architecture,
             "options": self.options,
@@ -194,9 +254,16 @@ class Density:
             },
         }
         if isinstance(self.flow, EnsembleFlow):
-            description |= {"format": FORMAT, "ensemble": len(self.flow.members)}
+            description |= {"ensemble": len(self.flow.members)}
+        if self.encoder is not None:
+            description |= {"encoder": self.encoder, "array_range": self.array_range}
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
+
+    def _format(self) -> int:
+        if self.schema.arrays or isinstance(self.flow, EnsembleFlow):
+            return 3
+        return 1 if all(c.plain for c in self.schema.columns) else 2
 
     def save_weights(self, folder: str | Path, **notes: Any) -> None:
         """Write ``weights.safetensors`` alone; ``notes`` (such as the epoch) go into its header, as JSON."""
@@ -233,14 +300,16 @@ class Density:
         targets, context = (
             ColumnTransforms.from_json(description["transforms"][role]) for role in ("targets", "context")
         )
-        if (targets.names, context.names) != (schema.target_names, schema.context_names):
+        if (targets.names, context.names) != (schema.target_names, [c.name for c in schema.scalars]):
             raise ValueError("its transforms are not those of its columns")
         architecture, options = description["architecture"], description["options"]
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            flow = build_mixed_flow(
+            flow = build_encoded_flow(
                 architecture,
                 **targets.layout.arguments,
                 context=context.layout.width,
+                arrays=array_kinds(schema.arrays),
+                encoder=description.get("encoder"),
                 members=description.get("ensemble", 1),
                 **options,
             )
@@ -252,7 +321,26 @@ class Density:
             architecture=architecture,
             options=options,
             context_range=description["context_range"],
+            encoder=description.get("encoder"),
+            array_range=description.get("array_range"),
         )
+
+
+def array_kinds(columns: Sequence[Column]) -> list[ArrayKind]:
+    """Return what a flow must know of array columns."""
+    kinds = []
+    for column in columns:
+        assert column.length is not None
+        clip = (column.scale or CLIP) if column.transform == "log-clip" else None
+        kinds.append(
+            ArrayKind(
+                column.length,
+                clip=clip,
+                pixels=column.transform in ("standardise-pixels", "log-clip"),
+                masked=column.missing == "mask",
+            )
+        )
+    return kinds
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

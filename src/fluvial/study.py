@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from fluvial.data.choice import choose_transform
+from fluvial.data.choice import ARRAY_TRANSFORMS, choose_transform
 from fluvial.data.expressions import parse_expression, quoted
 from fluvial.data.schema import Column, Role, Schema
 from fluvial.data.select import in_source_columns, parse_derived
@@ -36,9 +36,12 @@ from fluvial.data.transforms import layout_of
 from fluvial.errors import StudyError, nearest
 from fluvial.flows.build import architecture_options, default_architecture
 from fluvial.flows.mixed import SHARED, build_mixed_flow
+from fluvial.nets.encoders import DEFAULT
 from fluvial.study_columns import ColumnSection, Section
+from fluvial.study_encoder import encoder_model, encoder_values
 from fluvial.study_holdout import read_holdout, without
 from fluvial.study_training import Seed, TrainingSection
+from fluvial.study_tuning import TuneSection
 
 Names = Annotated[list[str], Field(strict=False)]  # from Python, a tuple will do
 
@@ -200,8 +203,10 @@ class Study(Section):
     data: DataSection
     columns: dict[str, ColumnSection] = Field(default={})
     flow: dict[str, Any] = Field(default={})
+    encoder: dict[str, Any] = Field(default={})
     training: TrainingSection = TrainingSection()
     check: CheckSection = CheckSection()
+    tune: TuneSection | None = None
 
     @property
     def architecture(self) -> str:
@@ -217,6 +222,11 @@ class Study(Section):
         if "mixing" not in self.flow and options.get("mixing") == "lu":
             options["mixing"] = "permutation" if layout_of(self.schema_.targets).held else "lu"
         return options
+
+    @property
+    def encoder_options(self) -> dict[str, Any]:
+        """The ``architecture`` of the encoder of array columns, the study's or ``spectrum``, and every option of it."""
+        return encoder_values(self.encoder)
 
     @property
     def schema_(self) -> Schema:
@@ -288,15 +298,8 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
             f"{where}: [check] truth = {study.check.truth!r} is a target or context column; expected one "
             "of its own."
         )
-    architecture = study.architecture
-    try:
-        model = options_model(architecture)
-    except StudyError as error:
-        raise StudyError(f"{where}: {error}") from None
-    try:
-        model(**{k: v for k, v in study.flow.items() if k != "architecture"})
-    except ValidationError as error:
-        raise StudyError(_explain(error, model, where, prefix=("flow",))) from None
+    _check_options("flow", study.flow, study.architecture, options_model, where)
+    _check_options("encoder", study.encoder, study.encoder.get("architecture", DEFAULT), encoder_model, where)
     try:
         _try(study)
     except StudyError as error:
@@ -304,10 +307,30 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
     return study
 
 
+def _check_options(
+    section: str,
+    values: Mapping[str, Any],
+    architecture: str,
+    model_of: Callable[[str], type[BaseModel]],
+    where: str,
+) -> None:
+    """Raise where an architecture is unknown, or an option is not one of it or cannot be."""
+    try:
+        model = model_of(architecture)
+    except StudyError as error:
+        raise StudyError(f"{where}: {error}") from None
+    try:
+        model(**{k: v for k, v in values.items() if k != "architecture"})
+    except ValidationError as error:
+        raise StudyError(_explain(error, model, where, prefix=(section,))) from None
+
+
 def _try(study: Study) -> None:
     """Choose every transform and build the flow once: what cannot be is found before any data are read."""
     for column in study.schema_.columns:
-        choose_transform(column)
+        # Which context columns are arrays, and so have other transforms, is known when the table is opened.
+        if not (column.role == "context" and column.transform in ARRAY_TRANSFORMS):
+            choose_transform(column)
     targets, context = layout_of(study.schema_.targets), layout_of(study.schema_.context)
     if not targets.numbers and not set(study.flow) <= set(SHARED):
         raise StudyError(
@@ -334,7 +357,7 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str, prefix:
         path = prefix + location
         if problem["type"] == "extra_forbidden":
             known = _keys_at(model, location[:-1])
-            if prefix == ("flow",):
+            if prefix in (("flow",), ("encoder",)):
                 known = ["architecture", *known]
             lines.append(f"{_key(path)} is not a known key{nearest(location[-1], known)}")
         elif problem["type"] == "missing":

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
 
 from fluvial.data.choice import implied_support
 from fluvial.data.discrete import MOST_VALUES
@@ -82,7 +82,9 @@ class ColumnSection(Section):
         default=None,
         description="how it is brought to the real line: standardise, log, log1p, softplus, logit, asinh, arctan (or "
         "{arctan = width}) or quantile; left out, log for a support bounded on one side, logit on both, else "
-        "standardise, or asinh where tails are heavy; quantile for a mixed column that comes up to an atom",
+        "standardise, or asinh where tails are heavy; quantile for a mixed column that comes up to an atom. Of an array "
+        "column: standardise (all pixels alike; the default), standardise-pixels (each pixel by itself), or log-clip (or "
+        "{log-clip = 0.2}): log(max(x, 0.2)), then each pixel by itself",
     )
     kind: Literal["continuous", "integer"] = Field(
         default="continuous",
@@ -101,6 +103,21 @@ class ColumnSection(Section):
         default=None,
         description='the ends of one turn of an angle, such as [-180, 180]; "pi" means from -π to π',
     )
+    missing: Literal["error", "mask"] = Field(
+        default="error",
+        description="of an array column: mask puts missing pixels (NaN) at their mean, and counts them",
+    )
+    noise: str | PositiveFloat | None = Field(
+        default=None,
+        description="of an array column that the table holds without noise: the standard deviation of the Gaussian "
+        "noise to add, a number or a column of the source with one a row or one a pixel; drawn anew in every epoch of "
+        "training, once and for all for validation and test rows",
+    )
+    jitter: str | PositiveFloat | None = Field(
+        default=None,
+        description="of an array column: noise of this size that only training sees, on top of all else, against "
+        "learning by heart; too much of it makes a density too wide",
+    )
     label: str = Field(default="", description="for plots; may hold $mathtext$")
 
     @model_validator(mode="after")
@@ -108,9 +125,12 @@ class ColumnSection(Section):
         if self.support is not None and not self.support[0] < self.support[1]:
             raise ValueError(f"support: expected lower < upper; found {list(self.support)}")
         if isinstance(self.transform, dict) and not (
-            list(self.transform) == ["arctan"] and 0 < self.transform["arctan"] < math.inf
+            list(self.transform) in (["arctan"], ["log-clip"])
+            and all(0 < v < math.inf for v in self.transform.values())
         ):
-            raise ValueError(f"transform: expected a name or {{arctan = width}}; found {self.transform}")
+            raise ValueError(
+                f"transform: expected a name, {{arctan = width}} or {{log-clip = least}}; found {self.transform}"
+            )
         mixed = bool(self.atoms) or self.saturate != SaturateSection()
         extra = [
             name
@@ -178,7 +198,14 @@ class ColumnSection(Section):
         if isinstance(transform, dict):
             ((transform, scale),) = transform.items()
         usual = Column(
-            name, role, unit=self.unit, transform=transform, scale=scale, label=self.label, kind=self.kind
+            name,
+            role,
+            unit=self.unit,
+            transform=transform,
+            scale=scale,
+            label=self.label,
+            kind=self.kind,
+            missing=self.missing,
         )
         support = Support(*self.support) if self.support is not None else None
         if self.kind == "integer":

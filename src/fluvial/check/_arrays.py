@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from fluvial.errors import DataError
 
 _ELEMENTS_AT_ONCE = 1 << 20  # 8 MB of float64: pieces stay in the cache, near enough
+_BYTES_PER_ELEMENT = 32  # an element and what is made of it on the way, in float64
+
+Progress = Callable[[int, int], None]
+"""What is told (rows done, rows in all) after every piece of work."""
 
 
 def array(what: str, value: object, shape: tuple[int | str, ...]) -> np.ndarray:
@@ -85,8 +90,54 @@ def unit_interval(what: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def pieces(rows: int, elements_per_row: int) -> Iterator[slice]:
-    """Yield slices that cover ``rows``, each of about a million elements at most."""
-    step = max(1, _ELEMENTS_AT_ONCE // max(1, elements_per_row))
+def pieces(
+    rows: int, elements_per_row: int, memory: int | None = None, progress: Progress | None = None
+) -> Iterator[slice]:
+    """Yield slices that cover ``rows``, each of so many elements that the work on it takes ``memory`` bytes at most.
+
+    One row is the least. Without ``memory``, a slice has about a million elements: some 32 MB.
+
+    Raises:
+        DataError: a ``memory`` that is not positive.
+    """
+    if memory is not None and memory <= 0:
+        raise DataError(f"memory: expected a number of bytes greater than 0, got {memory}.")
+    elements = _ELEMENTS_AT_ONCE if memory is None else memory // _BYTES_PER_ELEMENT
+    step = max(1, elements // max(1, elements_per_row))
     for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+        stop = min(start + step, rows)
+        yield slice(start, stop)
+        if progress is not None:
+            progress(stop, rows)
+
+
+def in_batches(
+    function: Callable[[slice], Any],
+    rows: int,
+    elements_per_row: int,
+    *,
+    memory: int = 1 << 28,
+    progress: Progress | None = None,
+) -> Any:
+    """Return what ``function`` makes of all rows, called on slices that stay within ``memory`` bytes.
+
+    So draws of many contexts need never be held at once: ``function`` draws for the contexts of its slice, and returns
+    an array (or a tuple of arrays) whose first axis is the rows of the slice, such as their PIT values, scores or ranks;
+    they come back joined.
+
+    ``elements_per_row``: how many numbers a row needs, such as draws × targets; ``memory``: bytes, 256 MB unless given;
+    ``progress``: called with (rows done, rows in all).
+
+    Raises:
+        DataError: a ``memory`` that is not positive, or no rows.
+
+    >>> x = np.arange(10.0)
+    >>> in_batches(lambda rows: 2 * x[rows], 10, 1, memory=100)
+    array([ 0.,  2.,  4.,  6.,  8., 10., 12., 14., 16., 18.])
+    """
+    if rows < 1:
+        raise DataError("rows: expected at least one, got none.")
+    found = [function(piece) for piece in pieces(rows, elements_per_row, memory, progress)]
+    if isinstance(found[0], tuple):
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+    return np.concatenate(found)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fluvial.check._arrays import array, column_names, pieces, truth_and_draws, unit_interval
+from fluvial.check._arrays import Progress, array, column_names, pieces, truth_and_draws, unit_interval
 from fluvial.check.result import MINIMUM_ROWS, CheckResult
 from fluvial.errors import DataError
 
@@ -37,7 +37,14 @@ KOLMOGOROV_MEAN_SQUARE = math.pi**2 / 12.0
 """E[n D²] of the Kolmogorov–Smirnov distance D of n uniform values, as n grows (Kolmogorov 1933)."""
 
 
-def pit_values(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def pit_values(
+    truth: np.ndarray,
+    draws: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
     r"""Return the probability integral transform of each truth: its randomised rank among its draws.
 
     .. math:: u = \frac{\#\{draws < truth\} + U\,(\#\{draws = truth\} + 1)}{S + 1}, \quad U \sim U(0, 1)
@@ -46,7 +53,8 @@ def pit_values(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -
     spreads it within its place. So u is uniform exactly, for any S, and for integers and atoms too
     (Czado, Gneiting & Held 2009, Biometrics 65, 1254).
 
-    ``truth``: [N, D]; ``draws``: [N, S, D], any unit. Returns [N, D] in [0, 1]. A draw that is NaN counts as
+    ``truth``: [N, D]; ``draws``: [N, S, D], any unit; ``memory``: bytes that the work may take, 32 MB unless
+    given; ``progress``: called with (rows done, rows). Returns [N, D] in [0, 1]. A draw that is NaN counts as
     above the truth (:func:`~fluvial.check.outside_support` reports it). A low S does not bias an exact
     density, but blurs the values of a wrong one: 100 draws or more show its full size.
 
@@ -62,7 +70,7 @@ def pit_values(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -
     rows, size, targets = y.shape
     below = np.empty((rows, targets))
     equal = np.empty((rows, targets))
-    for piece in pieces(rows, size * targets):
+    for piece in pieces(rows, size * targets, memory, progress):
         at = x[piece, None, :]
         below[piece] = _count(y[piece] < at)
         equal[piece] = _count(y[piece] == at)
@@ -239,7 +247,12 @@ def _pull_moments(t: np.ndarray, kurtosis: np.ndarray) -> tuple[tuple[float, flo
 
 
 def hpd_values(
-    log_prob_truth: np.ndarray, log_prob_draws: np.ndarray, rng: np.random.Generator
+    log_prob_truth: np.ndarray,
+    log_prob_draws: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     r"""Return, for each truth, the probability of the smallest highest-density region that holds it.
 
@@ -247,7 +260,8 @@ def hpd_values(
     :func:`pit_values`, by decreasing log-density. It is uniform if the density is exact, whatever the
     number of targets (Hermans et al. 2022, arXiv:2110.06581, section 2.2).
 
-    ``log_prob_truth``: [N]; ``log_prob_draws``: [N, S], nats, from the same density. Returns [N] in [0, 1].
+    ``log_prob_truth``: [N]; ``log_prob_draws``: [N, S], nats, from the same density; ``memory``, ``progress`` as
+    in :func:`pit_values`. Returns [N] in [0, 1].
     A log-density that is NaN counts as −inf: the density gives that row no probability.
 
     Raises:
@@ -260,7 +274,9 @@ def hpd_values(
     of = array("log_prob_draws", log_prob_draws, (at.shape[0], "S"))
     at, of = (np.where(np.isnan(a), -np.inf, a) for a in (at, of))
     # Ranked by falling density; infinities are of use for ranking only, so any finite stand-in will do.
-    return pit_values(_finite_order(-at)[:, None], _finite_order(-of)[:, :, None], rng)[:, 0]
+    return pit_values(
+        _finite_order(-at)[:, None], _finite_order(-of)[:, :, None], rng, memory=memory, progress=progress
+    )[:, 0]
 
 
 def coverage_curve(
@@ -278,7 +294,7 @@ def coverage_curve(
         DataError: shapes that do not agree, no rows, or levels outside [0, 1].
     """
     values = hpd_values(log_prob_truth, log_prob_draws, rng)
-    observed, error = _frequency_below(values[:, None], levels)
+    observed, error = frequency_below(values[:, None], levels)
     return observed[:, 0], error[:, 0]
 
 
@@ -296,7 +312,7 @@ def central_coverage_curve(
     Raises:
         DataError: shapes that do not agree, no rows, or levels outside [0, 1].
     """
-    return _frequency_below(np.abs(2.0 * pit_values(truth, draws, rng) - 1.0), levels)
+    return frequency_below(np.abs(2.0 * pit_values(truth, draws, rng) - 1.0), levels)
 
 
 def coverage(
@@ -331,7 +347,7 @@ def coverage(
     return CheckResult.judge("coverage", None, distance[0], error, threshold, values.size, meaning)
 
 
-def _frequency_below(values: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def frequency_below(values: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the fraction of values [N, D] below each level, [L, D], and its standard error."""
     a = unit_interval("levels", array("levels", levels, ("L",)))
     n = values.shape[0]

@@ -128,8 +128,54 @@ def local_calibration(
     'fail'
     """
     u = unit_interval("pit", array("pit", pit, ("N", "D")))
-    values = array("context", context, (u.shape[0], "C"))
     names = column_names(columns, u.shape[1])
+    return _across(u, context, "PIT across context", names, bins, threshold, _LOCAL_PIT)
+
+
+def local_coverage(
+    hpd: np.ndarray,
+    context: np.ndarray,
+    bins: Sequence[ContextBin] | None = None,
+    *,
+    threshold: float = LOCAL_THRESHOLD,
+) -> CheckResult:
+    """Check that highest-density regions hold the truth as often as they promise in every part of context.
+
+    As :func:`local_calibration`, of the values that :func:`~fluvial.check.coverage` is made of: it sees all targets
+    at once.
+
+    ``hpd``: [N] in [0, 1], from :func:`~fluvial.check.hpd_values`; ``context``: [N, C]; ``bins``: :func:`context_slices`
+    of the context unless given. Returns one result, the worst part.
+
+    Raises:
+        DataError: shapes that do not agree, values outside [0, 1], bins with rows that are not there, or none.
+
+    >>> rng = np.random.default_rng(0)
+    >>> local_coverage(rng.random(4000), rng.normal(size=(4000, 1))).verdict
+    'pass'
+    """
+    u = unit_interval("hpd", array("hpd", hpd, ("N",)))[:, None]
+    return _across(u, context, "coverage across context", [None], bins, threshold, _LOCAL_COVERAGE)[0]
+
+
+_LOCAL_PIT = "Largest error of a reported probability P(target < t) in any part of context"
+_LOCAL_COVERAGE = (
+    "Largest difference, over all levels, between how often a highest-density region holds the truth and the level it "
+    "claims, in any part of context"
+)
+
+
+def _across(
+    u: np.ndarray,
+    context: np.ndarray,
+    check: str,
+    names: Sequence[str | None],
+    bins: Sequence[ContextBin] | None,
+    threshold: float,
+    what: str,
+) -> list[CheckResult]:
+    """Return, for each column of values, the part of context in which they are furthest from uniform."""
+    values = array("context", context, (u.shape[0], "C"))
     chosen = context_slices(values) if bins is None else list(bins)
     if not chosen:
         raise DataError("bins: expected at least one part of context, got none.")
@@ -142,15 +188,10 @@ def local_calibration(
     for b in chosen:
         distance, error = uniform_distance(u[b.rows])
         where = ", ".join(f"{v:.4g}" for v in b.value[:6]) + (", …" if b.value.size > 6 else "")
-        meaning = (
-            "Largest error of a reported probability P(target < t) in any part of context, chance removed "
-            f"(worst of {len(chosen)}, around context ({where})); an exact density gives 0."
-        )
+        meaning = f"{what}, chance removed (worst of {len(chosen)}, around context ({where})); an exact density gives 0."
         for column, name, d in zip(judged, names, distance, strict=True):
             column.append(
-                CheckResult.judge(
-                    "PIT across context", name, d, error, threshold, b.rows.size, meaning, looks=len(chosen)
-                )
+                CheckResult.judge(check, name, d, error, threshold, b.rows.size, meaning, looks=len(chosen))
             )
     return [worst(column) for column in judged]
 

@@ -18,6 +18,9 @@ from fluvial.errors import DataError
 KL_THRESHOLD = 0.05
 """Nats per row: that of a normal (1-D) shifted by 0.3 standard deviations, or a fifth too narrow."""
 
+JS_THRESHOLD = 0.0125
+"""Nats per row, a quarter of the KL threshold: for small deviations the two divergences are one to four."""
+
 KLMethod = Literal["plain", "control-variate"]
 
 
@@ -77,6 +80,51 @@ def kl_divergence(
     if n < MINIMUM_ROWS:
         error = math.nan
     return CheckResult.judge("KL(truth‖fit)", None, statistic, error, threshold, n, meaning)
+
+
+def js_divergence(
+    log_truth: np.ndarray,
+    log_prob: np.ndarray,
+    log_truth_draws: np.ndarray,
+    log_prob_draws: np.ndarray,
+    *,
+    threshold: float = JS_THRESHOLD,
+) -> CheckResult:
+    r"""Check the Jensen–Shannon divergence of the density q from the truth p, averaged over context.
+
+    .. math:: \mathrm{JS} = \tfrac12 E_p\!\left[\log \frac{2 p}{p + q}\right]
+              + \tfrac12 E_q\!\left[\log \frac{2 q}{p + q}\right]
+
+    It is between 0 and log 2, the terms are bounded from above, and either density may vanish where the other does
+    not: a density that calls a row impossible costs at most log 2 of it, where KL is infinite. So it says how much is
+    wrong where KL only says that something is. Each mean is unbiased; the standard errors add in quadrature.
+
+    ``log_truth``, ``log_prob``: [N], log p and log q of rows drawn from p; ``log_truth_draws``, ``log_prob_draws``:
+    [M], the same of draws from q, at contexts of the same distribution. Nats; −inf is allowed for the density that
+    did not make the row. Fewer than 50 rows or draws are "insufficient data".
+
+    Raises:
+        DataError: shapes that do not agree, NaN, or a density that is not finite at its own draws.
+
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 10_000))
+    >>> js_divergence(-(x**2) / 2, -((x - 0.5) ** 2) / 2, -((y + 0.5) ** 2) / 2, -(y**2) / 2).verdict
+    'fail'
+    """
+    p = finite("log_truth", array("log_truth", log_truth, ("N",))).astype(np.float64)
+    q = array("log_prob", log_prob, p.shape).astype(np.float64)
+    q_drawn = finite("log_prob_draws", array("log_prob_draws", log_prob_draws, ("M",))).astype(np.float64)
+    p_drawn = array("log_truth_draws", log_truth_draws, q_drawn.shape).astype(np.float64)
+    for what, values in (("log_prob", q), ("log_truth_draws", p_drawn)):
+        if np.isnan(values).any() or np.isposinf(values).any():
+            raise DataError(f"{what}: expected numbers or −inf, got NaN or +inf.")
+    of_truth, truth_error = _mean(math.log(2.0) - np.logaddexp(0.0, q - p))
+    of_draws, draws_error = _mean(math.log(2.0) - np.logaddexp(0.0, p_drawn - q_drawn))
+    n = min(p.size, q_drawn.size)
+    error = 0.5 * math.hypot(truth_error, draws_error) if n >= MINIMUM_ROWS else math.nan
+    meaning = "Jensen–Shannon divergence of fit and truth, in nats per row, at most log 2; an exact density gives 0."
+    return CheckResult.judge(
+        "JS(truth, fit)", None, 0.5 * (of_truth + of_draws), error, threshold, n, meaning
+    )
 
 
 def nll(log_prob: np.ndarray) -> tuple[float, float]:

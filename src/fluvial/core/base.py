@@ -16,6 +16,9 @@ class StandardNormal(nn.Module):
     tensor([-1.8379, -1.8379, -1.8379])
     """
 
+    #: How many uniform numbers a coordinate of a draw is made of.
+    uniforms = 1
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log-density of ``z: [*batch, D]`` as ``[*batch]``, in nats.
 
@@ -38,6 +41,14 @@ class StandardNormal(nn.Module):
     ) -> Tensor:
         """Draw latents of the given shape, whose last entry is D."""
         return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Return the latents whose quantiles are ``u: [*batch, D]``, strictly between 0 and 1; best in float64.
+
+        >>> StandardNormal().from_uniform(torch.tensor([0.5, 0.975], dtype=torch.float64))
+        tensor([0.0000, 1.9600], dtype=torch.float64)
+        """
+        return torch.special.ndtri(u)
 
 
 class StudentT(nn.Module):
@@ -70,6 +81,9 @@ class StudentT(nn.Module):
     >>> base.log_prob(torch.zeros(2)).item()
     -1.937239170074463
     """
+
+    #: How many uniform numbers a coordinate of a draw is made of.
+    uniforms = 2
 
     raw_degrees: Tensor
 
@@ -120,8 +134,16 @@ class StudentT(nn.Module):
         dtype = dtype or self.raw_degrees.dtype
         exponential = torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator)
         turn = torch.rand(shape, generator=generator, dtype=dtype, device=device)
-        nu = self.degrees.to(dtype)
-        radius = (nu * torch.expm1(2 * exponential / nu)).clamp(min=torch.finfo(dtype).tiny).sqrt()
+        return self._polar(exponential, turn)
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Return latents ``[*batch, D]`` made of ``u: [*batch, 2 D]``, strictly between 0 and 1, as in :meth:`sample`."""
+        first, turn = u.chunk(2, -1)
+        return self._polar(-first.log(), turn)
+
+    def _polar(self, exponential: Tensor, turn: Tensor) -> Tensor:
+        nu = self.degrees.to(turn.dtype)
+        radius = (nu * torch.expm1(2 * exponential / nu)).clamp(min=torch.finfo(turn.dtype).tiny).sqrt()
         return radius * torch.cos(2 * math.pi * turn)
 
 

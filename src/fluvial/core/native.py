@@ -35,6 +35,9 @@ def library() -> ctypes.CDLL | None:
     settings = [c_long, c_int, c_float, c_float, c_float, c_int, c_int]
     found.fluvial_spline.argtypes = settings + [c_void_p] * 4
     found.fluvial_spline_backward.argtypes = settings + [c_void_p] * 6
+    found.fluvial_gather.argtypes = [c_long, c_long] + [c_void_p] * 3
+    found.fluvial_gather_affine.argtypes = [c_long] * 4 + [c_void_p] * 6
+    found.fluvial_gather.restype = found.fluvial_gather_affine.restype = None
     found.fluvial_spline.restype = found.fluvial_spline_backward.restype = None
     return found
 

@@ -10,6 +10,10 @@ from fluvial.data.schema import Column, Support
 from fluvial.errors import StudyError, nearest
 
 TRANSFORMS = ("standardise", "log", "log1p", "softplus", "logit", "asinh", "arctan", "quantile")
+#: What an array column may have instead.
+ARRAY_TRANSFORMS = ("standardise", "standardise-pixels", "log-clip")
+#: Where ``log-clip`` clips unless the study says: what is commonly done to GALAH's spectra.
+CLIP = 0.2
 
 #: Half the distance between the quantiles 0.001 and 0.999 over that between the quartiles: 2.3 for a normal; from here
 #: on a column on the real line has tails that asinh draws in.
@@ -54,7 +58,11 @@ def choose_transform(column: Column) -> str:
     if name is None:
         return "logit" if lower and upper else "log" if lower or upper else "standardise"
     if name not in TRANSFORMS:
-        raise StudyError(f"{where} transform {name!r} is not known{nearest(name, TRANSFORMS)}")
+        if name in ARRAY_TRANSFORMS:
+            raise StudyError(f"{where} transform {name!r} is for array columns; this one is a number a row.")
+        raise StudyError(
+            f"{where} transform {name!r} is not known{nearest(name, (*TRANSFORMS, *ARRAY_TRANSFORMS))}"
+        )
     if column.kind == "integer" or column.period is not None:
         what = "an integer column" if column.kind == "integer" else "a periodic column"
         raise StudyError(f"{where} transform {name!r}: {what} has none; leave it out.")
@@ -76,6 +84,18 @@ def choose_transform(column: Column) -> str:
                 "or drop support."
             )
     return name
+
+
+def check_array(column: Column) -> None:
+    """Raise :class:`~fluvial.errors.StudyError` where what a study says of an array column cannot be of one."""
+    where = f"[columns.{column.name}]"
+    if not column.plain:
+        raise StudyError(f"{where}: the column is an array; expected no atoms, period or integer kind of it.")
+    if column.transform is not None and column.transform not in ARRAY_TRANSFORMS:
+        known = ", ".join(ARRAY_TRANSFORMS)
+        raise StudyError(
+            f"{where} transform {column.transform!r}: of an array column, expected one of {known}."
+        )
 
 
 def choose_for_rows(column: Column, values: np.ndarray) -> tuple[str, str]:

@@ -81,6 +81,13 @@ class Reader(Protocol):
         """
         ...
 
+    def stored(self, name: str) -> np.ndarray | None:
+        """Return an array column ``[rows, length]`` as it is held: a memory map of floats, or an array in memory.
+
+        ``None`` where it must be read, or holds no floats in native byte order.
+        """
+        ...
+
     def levels(self, name: str) -> np.ndarray | None:
         """Return the sorted distinct values of a dictionary-encoded column, ``None`` for any other column.
 
@@ -159,6 +166,11 @@ class TableReader(ABC):
     def spans(self, bounds: Mapping[str, tuple[float, float]]) -> list[range]:
         """See :class:`Reader`; nothing is known without reading the rows."""
         return [range(self._rows)]
+
+    def stored(self, name: str) -> np.ndarray | None:
+        """See :class:`Reader`; what a format holds is not an array of numpy."""
+        self._find(name)
+        return None
 
     def chunks(
         self, names: Sequence[str], rows: int, start: int = 0, stop: int | None = None

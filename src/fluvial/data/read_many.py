@@ -40,6 +40,10 @@ class ManyReader:
             self._lengths[name] = self._agreed_length(name)
         return self._lengths[name]
 
+    def stored(self, name: str) -> np.ndarray | None:
+        """See :class:`~fluvial.data.readers.Reader`; several files are no array."""
+        return self._readers[0].stored(name) if len(self._readers) == 1 else None
+
     def _agreed_length(self, name: str) -> int | None:
         first, *others = self._readers
         try:
@@ -149,6 +153,10 @@ class PartitionReader:
     def length(self, name: str) -> int | None:
         """See :class:`~fluvial.data.readers.Reader`."""
         return None if name in self._values else self._reader.length(name)
+
+    def stored(self, name: str) -> np.ndarray | None:
+        """See :class:`~fluvial.data.readers.Reader`."""
+        return None if name in self._values else self._reader.stored(name)
 
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See :class:`~fluvial.data.readers.Reader`."""

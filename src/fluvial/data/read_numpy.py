@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ class ArraysReader(TableReader):
     def parts(self) -> list[Path]:
         """See :class:`~fluvial.data.readers.Reader`."""
         return list(self._files)
+
+    def stored(self, name: str) -> np.ndarray | None:
+        """See :class:`~fluvial.data.readers.Reader`."""
+        field, element = self._find(name)
+        array = self._arrays[field.name]
+        plain = isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.isnative
+        return array if plain and array.dtype.kind == "f" and element is None else None
 
     def _blocks(self, names: list[str], rows: int, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         for row in range(start, stop, rows):
@@ -134,9 +141,11 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 def open_side_by_side(folder: Path, files: Sequence[Path]) -> TableReader:
     """Open the npy files of one folder, each plain array a column of one table (GALAH's spectra and labels).
 
+    A 1-D array as long as the rows of another, such as ``wavelength.npy``, is the grid of that one, and no column.
     Of a ``labels.npy [rows, 8]`` beside a ``spectra.npy`` the columns have GALAH's names as well.
     """
     arrays = {path.stem: _map(path) for path in files}
+    arrays = {name: array for name, array in arrays.items() if not _is_grid(array, arrays.values())}
     fields: dict[str, Any] = {}
     for name, array in arrays.items():
         fields |= _fields(array, name)
@@ -148,6 +157,13 @@ def open_side_by_side(folder: Path, files: Sequence[Path]) -> TableReader:
         found = ", ".join(f"{name}.npy {rows}" for name, rows in lengths.items())
         raise DataError(f"{folder}: expected arrays with the same number of rows; got {found}")
     return ArraysReader(folder, fields, files)
+
+
+def _is_grid(array: np.ndarray, arrays: Iterable[np.ndarray]) -> bool:
+    """Say whether an array is no column but the grid of one: one row of its length, which is not the number of rows."""
+    spectra = [other for other in arrays if other.ndim == 2 and len(other) > 1]
+    lengths = {other.shape[1] for other in spectra} - {len(other) for other in spectra}
+    return array.shape in {(n,) for n in lengths} | {(1, n) for n in lengths}
 
 
 def is_plain(path: Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 Role = Literal["target", "context"]
 Kind = Literal["continuous", "integer"]
+Missing = Literal["error", "mask"]
 
 #: A number within this share of an atom or of a declared value is that value: float32 files round what a study says.
 ROUNDING = 6e-8
@@ -54,7 +55,7 @@ class Column:
         How the column is brought to the real line (see ``fluvial.data.transforms``); ``None`` leaves the choice to the
         rule there.
     scale : float or None
-        The width of an ``arctan`` transform, in the column's unit.
+        The width of an ``arctan`` transform, or where ``log-clip`` clips, in the column's unit.
     kind : str
         ``continuous`` or ``integer``.
     atoms : tuple of float
@@ -67,6 +68,8 @@ class Column:
         The ends of one turn of a periodic column: ``(-math.pi, math.pi)`` for an angle in radians.
     length : int or None
         Of an array column (a spectrum), its length; ``None`` for a scalar.
+    missing : str
+        ``mask`` of an array column whose numbers may be missing (NaN): they stand at their mean; else ``error``.
     expression : str or None
         Makes a derived column from columns of the source (see ``fluvial.data.expressions``), where a table does not
         hold it already.
@@ -86,6 +89,7 @@ class Column:
     period: tuple[float, float] | None = None
     length: int | None = None
     expression: str | None = None
+    missing: Missing = "error"
 
     @property
     def title(self) -> str:
@@ -207,6 +211,26 @@ class Schema:
         return [c.name for c in self.context]
 
     @property
+    def scalars(self) -> tuple[Column, ...]:
+        """The context columns that are numbers."""
+        return tuple(c for c in self.context if c.length is None)
+
+    @property
+    def arrays(self) -> tuple[Column, ...]:
+        """The context columns that are arrays, such as a spectrum."""
+        return tuple(c for c in self.context if c.length is not None)
+
+    @property
+    def without_arrays(self) -> Schema:
+        """The same targets, and the context columns that are numbers."""
+        return Schema(self.targets, self.scalars)
+
+    def with_resolved(self, scalar: Schema) -> Schema:
+        """Return the schema with its scalar columns as another has them."""
+        known = {column.name: column for column in scalar.columns}
+        return Schema(scalar.targets, tuple(known.get(c.name, c) for c in self.context))
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """Targets, then context."""
         return self.targets + self.context
@@ -252,7 +276,7 @@ def _column_to_json(column: Column) -> dict[str, Any]:
         out[name] = [b if math.isfinite(b) else None for b in bounds]
     # What a plain column does not have is left out.
     usual = Column("", "target")
-    for name in ("scale", "kind", "atoms", "values", "period", "saturate", "length", "expression"):
+    for name in ("scale", "kind", "atoms", "values", "period", "saturate", "length", "expression", "missing"):
         if getattr(column, name) == getattr(usual, name):
             del out[name]
     return out

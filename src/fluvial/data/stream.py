@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial.data.gather import AffineGather, Pool, gather
 from fluvial.data.split import Split, hashed_pair, split_of, split_rows
 from fluvial.errors import DataError, StudyError
 
@@ -144,7 +145,7 @@ PIECE_ROWS = 16_384
 #: Windows read ahead, each by a thread of its own.
 AHEAD = 2
 
-Prepare = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+Prepare = Callable[[np.ndarray], tuple[Tensor, Tensor]] | AffineGather
 
 
 class StreamedBatches:
@@ -166,7 +167,7 @@ class StreamedBatches:
         The file, of ``rows`` records of ``itemsize`` bytes each.
     prepare
         Makes float32 ``(x: [n, D], c: [n, C])`` of records ``[n, itemsize]`` (uint8, which it may keep). Called
-        by several threads at once.
+        by several threads at once. An :class:`~fluvial.data.gather.AffineGather` does it while rows are gathered.
     batch_size, seed, share
         As for :class:`Batches`; every process reads the whole file.
     device
@@ -204,6 +205,7 @@ class StreamedBatches:
         self._block = max(1, block_bytes // itemsize)
         self._blocks = math.ceil(rows / self._block)
         self._per_window = max(1, window_bytes // (self._block * itemsize))
+        self._pool = Pool()
 
     @property
     def rows(self) -> int:
@@ -231,7 +233,7 @@ class StreamedBatches:
             pieces.close()
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
-        x, c = self._prepare(np.empty((0, self._itemsize), dtype=np.uint8))
+        x, c = self._prepared(np.empty((0, self._itemsize), dtype=np.uint8), np.empty(0, dtype=np.int32))
         return x.to(self._device), c.to(self._device)
 
     def _pieces(self, k: int, skipped: int) -> Generator[tuple[Tensor, Tensor]]:
@@ -273,12 +275,16 @@ class StreamedBatches:
         records = self._read(blocks)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(records), generator=generator, dtype=torch.int32).numpy()[skip:]
-        order = order[self._own(place + skip, len(order))]
-        # As opaque items of one row each: the fastest gather that numpy has, and it lets other threads run.
-        chosen = np.take(records.view(f"V{self._itemsize}")[:, 0], order)
-        chosen = chosen.view(np.uint8).reshape(len(order), self._itemsize)
-        del records  # a window less to hold while rows are prepared
-        return [self._prepare(chosen[i : i + PIECE_ROWS]) for i in range(0, len(order), PIECE_ROWS)]
+        order = np.ascontiguousarray(order[self._own(place + skip, len(order))])
+        return [self._prepared(records, order[i : i + PIECE_ROWS]) for i in range(0, len(order), PIECE_ROWS)]
+
+    def _prepared(self, records: np.ndarray, order: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return chosen rows of a window, prepared."""
+        if isinstance(self._prepare, AffineGather):
+            return self._prepare(records, order, self._pool)
+        chosen = self._pool.empty((len(order), self._itemsize), np.uint8)
+        gather(records, order, chosen)
+        return self._prepare(chosen)
 
     def _own(self, place: int, size: int) -> slice | np.ndarray:
         """Return which of ``size`` rows from ``place`` on in the epoch's order are this process'."""
@@ -298,7 +304,7 @@ class StreamedBatches:
         firsts = blocks[np.concatenate([[0], cuts])] * size
         lasts = (blocks[np.concatenate([cuts - 1, [len(blocks) - 1]])] + 1) * size
         lasts = np.minimum(lasts, self._rows * self._itemsize)
-        buffer = np.empty(int((lasts - firsts).sum()), dtype=np.uint8)
+        buffer = self._pool.empty((int((lasts - firsts).sum()),), np.uint8)
         view, at = memoryview(buffer.data), 0
         try:
             with self._path.open("rb", buffering=0) as file:

@@ -14,8 +14,8 @@ from torch import Tensor
 from fluvial.core import Bijection, Chain
 from fluvial.flows.flow import Base, ConditionalFlow
 from fluvial.flows.mixing import Mixing, Norm, chain_of_steps, mixing_between
-from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes
-from fluvial.nets import MLP, Unfolding
+from fluvial.flows.transformer import AffineTransformer, SplineTransformer, Transformer, check_sizes, total
+from fluvial.nets import MLP, unfolded
 
 
 class Autoregressive(Bijection):
@@ -30,12 +30,12 @@ class Autoregressive(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map all coordinates in one pass of the network."""
         z, log_slope = self.transformer(x, self._steer(x, context))
-        return z, log_slope.sum(-1)
+        return z, total(log_slope)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Find the coordinates one after the other, each given those already found.
 
-        Without gradients the network is unfolded (:class:`fluvial.nets.Unfolding`) and all coordinates together cost one
+        Without gradients the network is unfolded (:func:`fluvial.nets.unfolded`) and all coordinates together cost one
         pass of it; with gradients each costs a pass.
         """
         conditioner = self.conditioner
@@ -57,7 +57,7 @@ class Autoregressive(Bijection):
         rows = z.reshape(-1, z.shape[-1])
         if context is not None:
             context = context.expand(*z.shape[:-1], -1).reshape(len(rows), -1)
-        network = Unfolding(self.conditioner, context, len(rows))
+        network = unfolded(self.conditioner, context, len(rows), rows)
         x, logdet = torch.empty_like(rows), rows.new_zeros(len(rows))
         for i in range(rows.shape[1]):
             mine = slice(i * self.transformer.size, (i + 1) * self.transformer.size)

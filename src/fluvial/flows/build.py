@@ -15,6 +15,7 @@ from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixture import MixtureOfGaussians
+from fluvial.flows.point import PointRegression
 from fluvial.flows.trunk import with_trunk
 from fluvial.flows.zuko import PREFIX, ZukoFlow, zuko_class, zuko_options
 
@@ -28,6 +29,7 @@ ARCHITECTURES: dict[str, type[AbstractFlow]] = {
     "full-gaussian": FullGaussian,
     "gaussianization": Gaussianization,
     "mixture": MixtureOfGaussians,
+    "point": PointRegression,
 }
 
 

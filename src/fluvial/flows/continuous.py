@@ -324,7 +324,9 @@ class _ContinuousDistribution(FlowDistribution):
 
     def rsample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``[*sample_shape, *batch, D]`` with gradients."""
-        z, context = self._latent(sample_shape, generator)
+        return self._from_latent(*self._latent(sample_shape, generator))
+
+    def _from_latent(self, z: Tensor, context: Tensor | None) -> Tensor:
         return self.flow.bijection.draw(z, context)
 
     def sample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:

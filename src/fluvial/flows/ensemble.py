@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,24 +51,51 @@ class EnsembleFlow(AbstractFlow):
         self.members = nn.ModuleList(members)
         self.draw_rows = max(m.draw_rows for m in members)
         self.train_rows = min(m.train_rows for m in members)
+        self.calibrated = any(m.calibrated for m in members)
         dear = [m.validation_rows for m in members if m.validation_rows is not None]
         self.validation_rows = min(dear) if dear else None
 
     def forward(self, context: Tensor | None = None) -> EnsembleDistribution:
         """Return p(x | context) for ``context: [*batch, C]``; ``None`` for unconditional flows."""
-        return EnsembleDistribution(self, self.checked(context))
+        return self.given_features(self.encode(context))
+
+    def encode(self, context: Tensor | None) -> Tensor | None:
+        """Return what each member makes of contexts, side by side: ``[*batch, K F]``."""
+        context = self.checked(context)
+        return None if context is None else torch.cat([m.encode(context) for m in self._flows], -1)  # type: ignore[misc]
+
+    @property
+    def _flows(self) -> list[Any]:
+        return list(self.members)
+
+    def given_features(self, features: Tensor | None) -> EnsembleDistribution:
+        """Return p(x | context) for what :meth:`encode` made of a context."""
+        return EnsembleDistribution(self, features)
+
+    def calibrate(self, x: Tensor, context: Tensor | None) -> None:
+        """Let every member do so."""
+        for member in self._flows:
+            member.calibrate(x, context)
 
 
 class EnsembleDistribution(ContextDistribution):
-    """The mixture of what the members of an ensemble say of a context."""
+    """The mixture of what the members of an ensemble say of a context; what it holds are the features of all of them."""
 
     flow: EnsembleFlow
 
     def members_log_prob(self, value: Tensor) -> Tensor:
         """Return log p of every member, ``[K, *S, *batch]``, for ``value: [*S, *batch, D]``."""
         shape = self.shape_of(value)
-        value, context = value.expand(*shape, -1), self.context_at(shape)
-        return torch.stack([member(context).log_prob(value).expand(shape) for member in self.flow.members])
+        value = value.expand(*shape, -1)
+        members = (self._member(k, self.context_at(shape)) for k in range(len(self.flow.members)))
+        return torch.stack([member.log_prob(value).expand(shape) for member in members])
+
+    def _member(self, number: int, features: Tensor | None) -> Any:
+        """Return what a member says, given the features of all."""
+        if features is not None:
+            width = features.shape[-1] // len(self.flow.members)
+            features = features[..., number * width : (number + 1) * width]
+        return self.flow._flows[number].given_features(features)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value | context) in nats; ``value: [*S, *batch, D]``, result ``[*S, *batch]``.
@@ -100,11 +128,11 @@ class EnsembleDistribution(ContextDistribution):
             at = self.context_at(shape)
             context = None if at is None else at.reshape(number, -1)
         parts, places = [], []
-        for k, member in enumerate(self.flow.members):
+        for k in range(len(self.flow.members)):
             mine = (which == k).nonzero()[:, 0]
             if not len(mine):
                 continue
-            given = member(self.context if context is None else context[mine])
+            given = self._member(k, self.context if context is None else context[mine])
             rows = (len(mine),) if context is None else ()
             parts.append(
                 given.rsample_and_log_prob(rows, generator=generator)[0]

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from fluvial.core import BatchNorm, Bijection, StandardNormal, StudentT
-from fluvial.nets import MLP
+from fluvial.nets import MLP, Encoder
 
 Base = Literal["normal", "student-t"]
 
@@ -34,9 +34,12 @@ class AbstractFlow(nn.Module):
         How many rows :meth:`backward` takes at once.
     validation_rows : int or None
         How many validation rows are enough, for a flow whose log-density is dear; ``None``: all of them.
+    calibrated : bool
+        Whether :meth:`calibrate` has something to set.
     """
 
     loss_is_nll: bool = True
+    calibrated: bool = False
     draw_rows: int = 8192
     train_rows: int = 4096
     validation_rows: int | None = None
@@ -49,6 +52,21 @@ class AbstractFlow(nn.Module):
     def forward(self, context: Tensor | None = None) -> Any:
         """Return p(x | context) for ``context: [*batch, C]``."""
         raise NotImplementedError
+
+    def encode(self, context: Tensor | None) -> Tensor | None:
+        """Return what the flow makes of contexts before it meets a target, once for each: here the contexts themselves.
+
+        ``flow(context)`` is ``flow.given_features(flow.encode(context))``: whoever asks about a context again and again
+        encodes it once.
+        """
+        return self.checked(context)
+
+    def given_features(self, features: Tensor | None) -> Any:
+        """Return p(x | context) for what :meth:`encode` made of a context, ``[*batch, F]``."""
+        return self(features)
+
+    def calibrate(self, x: Tensor, context: Tensor | None) -> None:
+        """Set what is estimated on the validation rows, and not trained, if the flow is ``calibrated``."""
 
     def loss(
         self,
@@ -93,12 +111,12 @@ class AbstractFlow(nn.Module):
         return any(isinstance(m, (BatchNorm, nn.BatchNorm1d)) for m in self.modules())
 
     def use_bf16(self, on: bool) -> None:
-        """Let conditioners multiply in bfloat16 while they train, or not; all else stays in its own precision.
+        """Let conditioners and encoders multiply in bfloat16 while they train, or not; all else stays as it is.
 
         For a GPU, or a CPU with instructions for bfloat16; anywhere else it is slower.
         """
         for module in self.modules():
-            if isinstance(module, MLP):
+            if isinstance(module, (MLP, Encoder)):
                 module.bf16 = on
 
     def checked(self, context: Tensor | None) -> Tensor | None:
@@ -199,6 +217,19 @@ class ContextDistribution(Distribution):
         """Return the context expanded to ``[*shape, C]``; ``None`` for an unconditional flow."""
         return None if self.context is None else self.context.expand(*shape, self.context.shape[-1])
 
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of, see :meth:`draw_from`."""
+        raise NotImplementedError
+
+    def draw_from(self, uniform: Tensor) -> Tensor:
+        """Return the draws made of given random numbers: a function of them and of the context, and of nothing else.
+
+        ``uniform: [*S, *batch, uniforms]``, strictly between 0 and 1 and best in float64, gives ``[*S, *batch, D]``
+        without gradients. Independent uniform numbers give draws of the distribution.
+        """
+        raise NotImplementedError
+
 
 class FlowDistribution(ContextDistribution):
     """p(x | context) of a :class:`ConditionalFlow`; all has gradients towards x, the context and the parameters."""
@@ -232,6 +263,20 @@ class FlowDistribution(ContextDistribution):
         """Draw with gradients, and return the log-density of each draw from the same pass."""
         x, z, logdet = self._draw(sample_shape, generator)
         return x, self.flow.base.log_prob(z) - logdet
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of."""
+        return self.flow.targets * self.flow.base.uniforms
+
+    def draw_from(self, uniform: Tensor) -> Tensor:
+        """See :meth:`ContextDistribution.draw_from`."""
+        with torch.no_grad():
+            z = self.flow.base.from_uniform(uniform).to(next(self.flow.parameters()).dtype)
+            return self._from_latent(z, self.context_at(z.shape[:-1]))
+
+    def _from_latent(self, z: Tensor, context: Tensor | None) -> Tensor:
+        return self.flow.bijection.inverse(z, context)[0]
 
     def _draw(self, sample_shape: _size, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         z, context = self._latent(sample_shape, generator)

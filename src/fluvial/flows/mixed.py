@@ -77,13 +77,22 @@ class Levels(nn.Module):
         self, shape: Sequence[int], context: Tensor | None, *, like: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """Draw levels ``[*shape, K]`` and return them with their log P; ``context: [*shape, C]``."""
-        total = like.new_zeros(tuple(shape))
+        # (float64: in float32 a draw may be exactly 0, and so fall on a level of no probability)
+        u = torch.rand(
+            (*shape, len(self.sizes)), generator=generator, dtype=torch.float64, device=like.device
+        )
+        return self.from_uniform(u, context, like=like)
+
+    def from_uniform(self, u: Tensor, context: Tensor | None, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the levels on which ``u: [*shape, K]``, between 0 and 1, fall one after the other, and their log P."""
+        shape = u.shape[:-1]
+        total = like.new_zeros(shape)
         known = like.new_zeros((*shape, 0))
         levels: list[Tensor] = []
-        for size, network in zip(self.sizes, self.networks, strict=True):
+        for k, (size, network) in enumerate(zip(self.sizes, self.networks, strict=True)):
             log_p = network(known, context).log_softmax(-1).expand(*shape, size)
-            flat = torch.multinomial(log_p.exp().reshape(-1, size), 1, generator=generator)
-            index = flat.reshape(*shape, 1)
+            # (the last sum is 1 but for rounding, so it is left out: u never goes beyond the last level)
+            index = (log_p.exp().cumsum(-1)[..., :-1] <= u[..., k : k + 1]).sum(-1, keepdim=True)
             total = total + log_p.gather(-1, index).squeeze(-1)
             known = torch.cat((known, like.new_zeros((*shape, size)).scatter_(-1, index, 1.0)), -1)
             levels.append(index.squeeze(-1).to(like.dtype))
@@ -228,6 +237,36 @@ class MixedDistribution(ContextDistribution):
         z = torch.where(self._here(inner, z), z, 0.0)
         x, logdet = flow.flow.bijection.inverse(z, inner)
         return torch.cat((x, levels), -1), log_prob + self._base(z, inner) - logdet
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of: one for each level, then those of the numbers."""
+        flow = self.flow
+        number = 0
+        if flow.flow is not None:
+            levels = next(flow.parameters()).new_zeros((*self.batch_shape, len(flow.levels.sizes)))
+            number = flow.flow(flow.inner_context(levels, self.context)).uniforms
+        return len(flow.levels.sizes) + number
+
+    def draw_from(self, uniform: Tensor) -> Tensor:
+        """See :meth:`ContextDistribution.draw_from`."""
+        flow = self.flow
+        like = next(flow.parameters())
+        with torch.no_grad():
+            context = self.context_at(uniform.shape[:-1])
+            of_levels, of_numbers = uniform.tensor_split([len(flow.levels.sizes)], -1)
+            levels, _ = flow.levels.from_uniform(of_levels, context, like=like)
+            if flow.flow is None:
+                return levels
+            inner = flow.inner_context(levels, context)
+            if not flow.held:
+                return torch.cat((flow.flow(inner).draw_from(of_numbers), levels), -1)
+            assert isinstance(flow.flow, ConditionalFlow)
+            z = flow.flow.base.from_uniform(of_numbers)
+            if flow.turning.any():
+                z = torch.where(flow.turning, math.pi * (2 * of_numbers[..., : flow.numbers] - 1), z)
+            z = torch.where(self._here(inner, z), z, 0.0).to(like.dtype)
+            return torch.cat((flow.flow.bijection.inverse(z, inner)[0], levels), -1)
 
     def _here(self, inner: Tensor | None, x: Tensor) -> Tensor:
         """Return which coordinates are present; without levels, all are."""

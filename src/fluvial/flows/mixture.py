@@ -125,12 +125,29 @@ class MixtureDistribution(ContextDistribution):
     def _draw(
         self, sample_shape: _size, generator: torch.Generator | None, *, with_log_prob: bool
     ) -> tuple[Tensor, Tensor]:
-        shape = (*sample_shape, *self.batch_shape)
+        shape = torch.Size((*sample_shape, *self.batch_shape))
         like = self.flow.start
         z = torch.randn(
             (*shape, self.flow.targets), generator=generator, dtype=like.dtype, device=like.device
         )
         u = torch.rand((*shape, 1), generator=generator, dtype=like.dtype, device=like.device)
+        return self._choose(z, u, shape, with_log_prob=with_log_prob)
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers a draw is made of: one chooses the Gaussian."""
+        return self.flow.targets + 1
+
+    def draw_from(self, uniform: Tensor) -> Tensor:
+        """See :meth:`ContextDistribution.draw_from`."""
+        with torch.no_grad():
+            z = torch.special.ndtri(uniform[..., 1:]).to(self.flow.start.dtype)
+            return self._choose(z, uniform[..., :1], z.shape[:-1], with_log_prob=False)[0]
+
+    def _choose(
+        self, z: Tensor, u: Tensor, shape: torch.Size, *, with_log_prob: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the draws made of normal ``z: [*shape, D]``, each of the Gaussian that ``u: [*shape, 1]`` falls on."""
         log_weight, numbers = self.flow.mixture(self.context_at(shape))
         contexts = log_weight.shape[-1]
 

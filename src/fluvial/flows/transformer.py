@@ -49,6 +49,14 @@ class SplineTransformer:
 Transformer = AffineTransformer | SplineTransformer
 
 
+def total(log_slope: Tensor) -> Tensor:
+    """Return the sum over the last dimension: of two or three numbers several times faster than ``sum``."""
+    if log_slope.shape[-1] > 3:
+        return log_slope.sum(-1)
+    first, *others = log_slope.unbind(-1)
+    return sum(others, first)
+
+
 def check_sizes(**sizes: int) -> None:
     """Raise ``ValueError`` unless every size is at least 1 (``context``: 0)."""
     for name, value in sizes.items():

@@ -39,7 +39,7 @@ class TrunkedFlow(AbstractFlow):
         super().__init__(targets=flow.targets, context=context)
         self.trunk = MLP(0, context, features, width=features, depth=DEPTH, residual=True, zero_start=False)
         self.flow = flow
-        self.loss_is_nll = flow.loss_is_nll
+        self.loss_is_nll, self.calibrated = flow.loss_is_nll, flow.calibrated
         self.draw_rows, self.train_rows, self.validation_rows = (
             flow.draw_rows,
             flow.train_rows,
@@ -48,7 +48,19 @@ class TrunkedFlow(AbstractFlow):
 
     def forward(self, context: Tensor | None = None) -> Any:
         """Return p(x | context) for ``context: [*batch, C]``."""
-        return self.flow(self._features(context))
+        return self.given_features(self.encode(context))
+
+    def encode(self, context: Tensor | None) -> Tensor | None:
+        """Return the trunk's features ``[*batch, F]``."""
+        return self.flow.encode(self._features(context))
+
+    def given_features(self, features: Tensor | None) -> Any:
+        """Return p(x | features) for what :meth:`encode` gave."""
+        return self.flow.given_features(features)
+
+    def calibrate(self, x: Tensor, context: Tensor | None) -> None:
+        """Let the flow do so at the trunk's features."""
+        self.flow.calibrate(x, self._features(context))
 
     def loss(
         self,

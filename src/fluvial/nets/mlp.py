@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, linear, silu
 
+from fluvial.nets import native
+
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU, "tanh": nn.Tanh}
 _IN_PLACE = {
     nn.ReLU: torch.relu_,
@@ -128,29 +130,55 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, outputs: slice | None = None) -> Tensor:
         """Return the parameters for every row, or only those that ``outputs`` picks."""
+        if outputs is None and native.serves(self, x, context):
+            return native.conditioner(self, x, context)
+        weights = self.weights()
+        if outputs is not None:
+            weights[-2:] = [weights[-2][outputs], weights[-1][outputs]]
         if self.bf16 and self.training:
             with torch.autocast(x.device.type, torch.bfloat16):
-                return self._forward(x, context, outputs).to(x.dtype)
-        return self._forward(x, context, outputs)
+                return self.by_operations(x, context, weights).to(x.dtype)
+        return self.by_operations(x, context, weights)
 
-    def _forward(self, x: Tensor, context: Tensor | None, outputs: slice | None) -> Tensor:
+    def linears(self) -> list[nn.Linear]:
+        """Return all linear maps: the first, the hidden ones, the gates, the last."""
+        return [self.first, *self.hidden, *self.gates, self.last]  # type: ignore[list-item]
+
+    def weights(self) -> list[Tensor]:
+        """Return the weight, masked, and the bias of every linear map in turn."""
+        return [
+            t
+            for m in self.linears()
+            for t in (m.masked() if isinstance(m, MaskedLinear) else m.weight, m.bias)
+        ]
+
+    def by_operations(self, x: Tensor, context: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
+        """Return the parameters by PyTorch's operations, given the weights in place of one's own."""
+        maps = list(zip(weights[::2], weights[1::2], strict=True))
+        hidden, gates = maps[1:][: len(self.hidden)], maps[1 + len(self.hidden) : -1]
         if self.constant:
             entrance = x.new_ones((*x.shape[:-1], 1))
         elif context is None:
             entrance = draw_in(x)
         else:
             entrance = torch.cat((draw_in(x), context), dim=-1) if x.shape[-1] else context
-        h = self.first(entrance)
+        h = linear(entrance, *maps[0])
         if self.residual:
-            for block in range(len(self.hidden) // 2):
-                h = self._block(block, h, context)
+            for block in range(len(hidden) // 2):
+                h = self._block(block, h, context, hidden, gates)
         else:
-            for layer in self.hidden:
-                h = layer(self._drop(self._activate(h)))
-        h = self._activate(h)
-        return self.last(h) if outputs is None else self._some(h, outputs)
+            for layer in hidden:
+                h = linear(self._drop(self._activate(h)), *layer)
+        return linear(self._activate(h), *maps[-1])
 
-    def _block(self, block: int, h: Tensor, context: Tensor | None) -> Tensor:
+    def _block(
+        self,
+        block: int,
+        h: Tensor,
+        context: Tensor | None,
+        hidden: list[tuple[Tensor, Tensor]],
+        gates: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:
         """Return h and what a residual block adds to it: norm, activation, layer, twice, then the gate."""
         out = h
         for i in (2 * block, 2 * block + 1):
@@ -160,9 +188,10 @@ class MLP(nn.Module):
             out = self.activation(out) if out is h else self._activate(out)
             if i % 2:
                 out = self._drop(out)
-            out = self.hidden[i](out)
-        if self.gates:
-            return torch.addcmul(h, out, torch.sigmoid(self.gates[block](context)))
+            out = linear(out, *hidden[i])
+        if gates:
+            assert context is not None, "a gate has a context"
+            return torch.addcmul(h, out, torch.sigmoid(linear(context, *gates[block])))
         return out.add_(h)  # in place: no layer keeps its own output for the backward pass
 
     def _activate(self, h: Tensor) -> Tensor:
@@ -170,10 +199,6 @@ class MLP(nn.Module):
         if torch.is_grad_enabled() and not isinstance(self.activation, nn.ReLU):
             return self.activation(h)
         return _IN_PLACE[type(self.activation)](h)
-
-    def _some(self, h: Tensor, outputs: slice) -> Tensor:
-        weight = self.last.masked() if isinstance(self.last, MaskedLinear) else self.last.weight
-        return linear(h, weight[outputs], self.last.bias[outputs])
 
     def _drop(self, h: Tensor) -> Tensor:
         return h if self.dropout is None else self.dropout(h)
@@ -187,6 +212,8 @@ class MaskedLinear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, mask: Tensor):
         super().__init__(inputs, outputs)
         self.register_buffer("mask", mask, persistent=False)
+        #: For every output, before which input its last weight stands; for every input, the first output that sees it.
+        self.span = _span(mask > 0)
 
     def masked(self) -> Tensor:
         """Return the weights with the mask applied."""
@@ -195,6 +222,13 @@ class MaskedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the masked weights."""
         return linear(input, self.masked(), self.bias)
+
+
+def _span(seen: Tensor) -> tuple[Tensor, Tensor]:
+    outputs, inputs = seen.shape
+    reach = (seen * torch.arange(1, inputs + 1)).amax(1)
+    begin = torch.where(seen, torch.arange(outputs)[:, None], outputs).amin(0)
+    return reach.int(), begin.int()
 
 
 def _linear(inputs: int, outputs: int, into: Tensor | None, out: Tensor | None) -> nn.Linear:

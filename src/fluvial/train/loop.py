@@ -21,7 +21,7 @@ from fluvial.flows.flow import AbstractFlow
 from fluvial.train import finder
 from fluvial.train.checkpoint import Checkpoint, named
 from fluvial.train.distributed import Group
-from fluvial.train.metrics import Conditioning, mean_loss
+from fluvial.train.metrics import Conditioning, by_weight, mean_loss
 from fluvial.train.optim import (
     Average,
     batches_in_a_step,
@@ -230,6 +230,13 @@ class Trainer:
         place, options = self.place, self.options
         average = self.average.state_dict() if self.average else None
         with self._showing(average) if average else nullcontext():
+            if self.flow.calibrated:
+                self.flow.eval()
+                with torch.no_grad():
+                    x, context = self.validation
+                    context, weight = self._parted(context)
+                    rows = slice(None) if weight is None else by_weight(weight, len(weight))
+                    self.flow.calibrate(x[rows], context[rows])
             train_loss = place.loss_total / place.loss_rows if place.loss_rows else math.nan
             if not self.flow.loss_is_nll:
                 train_loss = self._mean_loss(*self._first_rows())

@@ -23,6 +23,8 @@ from fluvial.train.distributed import Group
 #: Validation rows behind the conditioning; where a transform takes draws, rows and draws at each.
 CONDITIONING_ROWS, DRAWN_ROWS, DRAWS = 4000, 400, 8
 BINS = 5
+#: A context of more columns than this is binned along so many of its principal components.
+MOST_COLUMNS, COMPONENTS = 64, 4
 #: Draws of the base density that stand for its distribution function.
 BASE_DRAWS = 20_000
 CHUNK = 4096
@@ -58,26 +60,49 @@ def mean_loss(
 class Conditioning:
     """The conditioning of a flow on fixed rows, bins and random numbers: it changes only as the flow does.
 
-    ``x: [n, D]``, ``context: [n, C]``. Without a context there is one bin of all rows. With ``weight: [n]`` rows are
+    ``x: [n, D]``, ``context: [n, C]``. Without a context there is one bin of all rows. Of more columns than
+    :data:`MOST_COLUMNS` (a spectrum), bins are of the principal components of the rows. With ``weight: [n]`` rows are
     taken as often as their weights say.
     """
 
     def __init__(self, x: Tensor, context: Tensor, weight: Tensor | None = None):
-        kept = _evenly(len(x), CONDITIONING_ROWS) if weight is None else _by_weight(weight, CONDITIONING_ROWS)
+        kept = _evenly(len(x), CONDITIONING_ROWS) if weight is None else by_weight(weight, CONDITIONING_ROWS)
         self.x, self.context = x[kept], context[kept]
+        many = context.shape[1] > MOST_COLUMNS
+        self.binned = principal_components(self.context) if many else self.context
 
     def __call__(self, flow: AbstractFlow) -> float:
         """Measure it; ``inf`` if the flow gives numbers that are not finite."""
         flow.eval()
         with torch.no_grad():
             if isinstance(flow(self.context[:1]), FlowDistribution):
-                x, context = self.x, self.context
-                pit = _latent_pit(flow, x, context)
+                binned = self.binned
+                pit = _latent_pit(flow, self.x, self.context)
             else:
                 kept = _evenly(len(self.x), DRAWN_ROWS)
-                x, context = self.x[kept], self.context[kept]
-                pit = _drawn_pit(flow, x, context)
-        return binned_distance(pit, context) if bool(pit.isfinite().all()) else math.inf
+                binned = self.binned[kept]
+                pit = _drawn_pit(flow, self.x[kept], self.context[kept])
+        return binned_distance(pit, binned) if bool(pit.isfinite().all()) else math.inf
+
+
+def principal_components(rows: Tensor, number: int = COMPONENTS, most: int = 500) -> Tensor:
+    """Return the leading principal components ``[n, number]`` of ``rows: [n, C]``, found from ``most`` of them.
+
+    Columns are standardised first; one that is not finite somewhere counts as 0 there.
+
+    >>> t = torch.linspace(-1, 1, 100)[:, None]
+    >>> order = principal_components(t * torch.ones(50), 1)[:, 0].argsort()
+    >>> order[[0, -1]].sort().values
+    tensor([ 0, 99])
+    """
+    rows = torch.nan_to_num(rows, 0.0, 0.0, 0.0)
+    chosen = rows[_evenly(len(rows), most)]
+    mean, scale = chosen.mean(0), chosen.std(0)
+    scale = torch.where(scale > 0, scale, torch.inf)
+    centred = ((chosen - mean) / scale).clamp(-5, 5)
+    _, vectors = torch.linalg.eigh(centred @ centred.T)
+    directions = centred.T @ vectors[:, -number:].flip(-1)
+    return torch.cat([((part - mean) / scale).clamp(-5, 5) @ directions for part in rows.split(CHUNK)])
 
 
 def binned_distance(pit: Tensor, context: Tensor) -> float:
@@ -131,7 +156,7 @@ def _drawn_pit(flow: AbstractFlow, x: Tensor, context: Tensor) -> Tensor:
     return torch.where(draws.isfinite().all(0), pit, torch.nan)
 
 
-def _by_weight(weight: Tensor, most: int) -> Tensor:
+def by_weight(weight: Tensor, most: int) -> Tensor:
     """Return numbers of rows at equal steps of the sum of their weights."""
     share = weight.double().cumsum(0) / weight.double().sum()
     number = min(len(weight), most)

@@ -1,7 +1,10 @@
 """The verbs: the only place where the layers are wired together."""
 
+from fluvial.workflow.bulk import sample_shards
 from fluvial.workflow.check import check_run
 from fluvial.workflow.fit import fit, resume
+from fluvial.workflow.go_on import fit_or_resume
+from fluvial.workflow.population import infer_population
 from fluvial.workflow.report import report_run
 from fluvial.workflow.use import compare_runs, list_runs, load, log_prob_table, sample_table
 
@@ -9,10 +12,13 @@ __all__ = [
     "check_run",
     "compare_runs",
     "fit",
+    "fit_or_resume",
+    "infer_population",
     "list_runs",
     "load",
     "log_prob_table",
     "report_run",
     "resume",
+    "sample_shards",
     "sample_table",
 ]

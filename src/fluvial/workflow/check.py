@@ -20,6 +20,7 @@ from fluvial.record import ARRAYS, CHECKS, STUDY, RunFolder, now
 from fluvial.study import Study, read_study
 from fluvial.workflow.data import Rows, columns, data_changed, read_rows
 from fluvial.workflow.quadrature import integrate
+from fluvial.workflow.summary import summarise
 
 LEVELS = np.linspace(0.05, 0.95, 19)
 #: Contexts at which data and draws are compared in figures, and at which the density is integrated.
@@ -28,6 +29,8 @@ PANELS, INTEGRALS = 6, 10
 DEAR_CONTEXTS, DEAR_DRAWS = 500, 100
 #: Most rows of data, and draws, behind one panel of a figure.
 PANEL_ROWS = 20_000
+#: Rows with arrays behind all panels, and draws at each that tell which panel it belongs to.
+ARRAY_ROWS, SUMMARY_DRAWS = 3000, 50
 
 
 def check_run(run: str | Path) -> list[CheckResult]:
@@ -110,7 +113,6 @@ def _compute(
     log_prob = density.log_prob(table)
     rows = np.sort(rng.choice(len(log_prob), min(contexts, len(log_prob)), replace=False))
     chosen = {name: values[rows] for name, values in table.items()}
-    context = columns(chosen, schema.context_names)
     given = density.given(chosen) if schema.context else density.given()
     if schema.context:
         table_of_draws, draws_log_prob = given.sample_and_log_prob(number, seed=section.seed)
@@ -120,6 +122,7 @@ def _compute(
         table_of_draws, draws_log_prob = flat.reshape(shape), flat_log_prob.reshape(shape)
     draws = np.stack([table_of_draws[n] for n in names], axis=-1)
     x = columns(chosen, names)
+    context, _ = summarise(schema, chosen, draws)
     at_rows = log_prob[rows]
     if not density.plain:
         # Equal levels are equally likely: two paths of arithmetic must not tell them apart, or ranks are not random.
@@ -137,7 +140,7 @@ def _compute(
     results += _support(schema, x, draws, context)
     if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
-        integrals = [integrate(density, {n: float(table[n][r]) for n in schema.context_names}) for r in at]
+        integrals = [integrate(density, {n: table[n][r] for n in schema.context_names}) for r in at]
         values, errors = (np.array(v) for v in zip(*integrals, strict=True))
         results.append(checks.normalisation(values, errors))
     if truth is not None:
@@ -177,23 +180,37 @@ def _support(schema: Schema, x: np.ndarray, draws: np.ndarray, context: np.ndarr
 
 
 def _panels(density: Density, rows: Rows, study: Study) -> dict[str, np.ndarray]:
-    """Return data and draws at several contexts, spread over those of the table; all rows serve, for statistics."""
+    """Return data and draws at several contexts, spread over those of the table; all rows serve, for statistics.
+
+    Where the context has arrays, the parts are of what stands for them (see :mod:`fluvial.workflow.summary`), and some
+    rows serve.
+    """
     schema = rows.schema
-    context = columns(rows.table, schema.context_names)
-    data = columns(rows.table, schema.target_names)
-    least = int(min(400, max(20, len(data) // 20)))
-    bins = checks.representative_contexts(context, PANELS, least) if schema.context else []
     rng = np.random.default_rng(study.check.seed)
+    used = np.arange(len(next(iter(rows.table.values()))))
+    if schema.arrays and len(used) > ARRAY_ROWS:
+        used = np.sort(rng.permutation(used)[:ARRAY_ROWS])
+    table = rows.take(used) if schema.arrays else rows.table
+    data = columns(table, schema.target_names)
+    least = int(min(400, max(20, len(data) // 20)))
+    context, titles = columns(table, schema.context_names) if not schema.arrays else np.empty(0), None
+    if schema.arrays:
+        predicted = density.given(table).sample(SUMMARY_DRAWS, seed=study.check.seed)
+        drawn = np.stack([predicted[n] for n in schema.target_names], axis=-1)
+        context, titles = summarise(schema, table, drawn)
+    bins = checks.representative_contexts(context, PANELS, least) if schema.context else []
     arrays: dict[str, np.ndarray] = {}
     parts = [(b.value, b.rows) for b in bins] or [(np.empty(0), np.arange(len(data)))]
     for k, (value, members) in enumerate(parts):
         members = rng.permutation(members)[:PANEL_ROWS]
         arrays[f"panel{k}_context"] = value
+        if titles is not None:
+            arrays[f"panel{k}_titles"] = np.array(titles)
         arrays[f"panel{k}_data"] = data[members]
         # Draws at the very contexts of the rows: a bin of a continuous context is not one context.
         each = max(1, math.ceil(PANEL_ROWS / len(members)))
         if schema.context:
-            given = density.given(context[members])
+            given = density.given({n: table[n][members] for n in schema.context_names})
             drawn = given.sample(each, seed=study.check.seed + k).reshape(-1)
         else:
             drawn = density.given().sample(PANEL_ROWS, seed=study.check.seed)

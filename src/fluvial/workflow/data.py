@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fluvial import check as checks
+from fluvial.data.arrays import ArrayBatches, Arrays
 from fluvial.data.discrete import resolve
 from fluvial.data.memory import memory_budget
 from fluvial.data.packed import SAMPLE, Packed
@@ -25,6 +26,7 @@ from fluvial.data.validate import Fault, Validation
 from fluvial.errors import DataError, StudyError, nearest
 from fluvial.study import Study
 from fluvial.study_holdout import within
+from fluvial.workflow.arrays import check_arrays, masked_notes, read_arrays
 from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
 from fluvial.workflow.weights import check_weights, mean_weight, with_weight
 
@@ -47,6 +49,8 @@ class Rows:
     are of a uniform sample of each split: up to :data:`fluvial.data.packed.SAMPLE` rows. Column transforms are
     then fitted to that sample of the train split, validation losses and checks are of the samples of theirs, and
     training alone sees every row of its split.
+
+    Array columns are in ``arrays``, not in ``table``: :meth:`take` and :meth:`part` gather rows of both.
     """
 
     schema: Schema
@@ -55,10 +59,20 @@ class Rows:
     split: Split
     facts: dict[str, Any]
     packed: Packed | None = None
+    arrays: Arrays | None = None
     weight: np.ndarray | None = None  # of each row, as the table has it
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return some rows, arrays included, as float32 with the noise that they have for ever."""
+        scalars = {column: values[rows] for column, values in self.table.items()}
+        return scalars if self.arrays is None else scalars | self.arrays.take(rows)
 
     def part(self, name: str) -> dict[str, np.ndarray]:
         """Return the rows of one split."""
+        return self.take(getattr(self.split, name))
+
+    def scalars(self, name: str) -> dict[str, np.ndarray]:
+        """Return the rows of one split without their arrays."""
         rows = getattr(self.split, name)
         return {column: values[rows] for column, values in self.table.items()}
 
@@ -121,7 +135,12 @@ class Rows:
         batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
         """
         weight = self.weight_part("train")
-        x, c, logdet = standardised(self.part("train"), self.schema, targets, context, weight)
+        x, c, logdet = standardised(
+            self.scalars("train"), self.schema.without_arrays, targets, context, weight
+        )
+        if self.arrays is not None:
+            rows = self.split.train
+            return ArrayBatches(x, c, self.arrays, rows, batch_size, seed, device=device), logdet
         if self.packed is None:
             c = with_weight(c, weight)
             return Batches(x.to(device), c.to(device), batch_size, seed, share=share), logdet
@@ -165,33 +184,41 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
     for name, key in ((truth, "[check] truth"), (weight, "[data] weight")):
         if name is not None and name not in known:
             raise DataError(f"{where}: no column {name!r}, which {key} names{nearest(name, known)}")
-    require_held_out(study, view)
-    names = schema.target_names + schema.context_names + [n for n in (truth, weight) if n]
+    check_arrays(study, schema, where)
+    require_held_out(study, schema, view)
+    scalar = schema.without_arrays
+    names = [c.name for c in scalar.columns] + [n for n in (truth, weight) if n]
     size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
     large = size >= PACK_FROM or size * WORKING_SET > budget if like is None else "packed" in like
-    if large and all(column.length is None for column in schema.columns):  # arrays are not packed
+    if large and not schema.arrays:  # what arrays need, they need otherwise
         if like is not None:
             budget = 2**62 if like["packed"]["held"] == IN_MEMORY else 0
         return _large(study, schema, view, where, budget)
     raw, numbers = view.read(names)
     checking = Validation(
-        schema, where=where, missing=study.data.missing, outside=study.data.outside, locate=view.place
+        scalar, where=where, missing=study.data.missing, outside=study.data.outside, locate=view.place
     )
     table, keep = checking.add(raw, numbers)
     kept = checking.finish()
+    arrays, about = None, {}
+    if schema.arrays:
+        arrays, sound, about = read_arrays(study, schema, view, numbers, where)
+        if not sound.all():
+            keep = sound if keep is None else keep & sound
+        if keep is not None:
+            arrays = arrays.kept(keep)
     if keep is not None:
         table, numbers = {name: values[keep] for name, values in table.items()}, numbers[keep]
-    schema, notes = resolve(schema, table, where=where)
+    resolved, notes = resolve(scalar, table, where=where)
+    schema = schema.with_resolved(resolved)
     known_truth = None
     if truth is not None:
         known_truth, wrong = raw[truth] if keep is None else raw[truth][keep], Fault()
         wrong.add(known_truth, ~np.isfinite(known_truth), numbers, 0)
         check_truth(view, truth, wrong)
-    weights = None
-    if weight is not None:
-        weights = np.asarray(raw[weight] if keep is None else raw[weight][keep], dtype=np.float64)
+    weights = _kept(raw, weight, keep)
     split = _split(study, view.source_rows(), numbers, where)
-    for column in schema.columns:
+    for column in resolved.columns:
         values = table[column.name][split.train]
         _check_varies(column.name, float(values.min()), float(values.max()), len(values), where)
     facts = {
@@ -202,12 +229,31 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         "notes": notes,
         **check_weights(view, weight, weights, numbers, split),
     }
-    return Rows(schema, table, known_truth, split, facts, weight=weights)
+    if arrays is not None:
+        dropped = {
+            f"{name}: arrays": one["rows_dropped"] for name, one in about.items() if one["rows_dropped"]
+        }
+        facts |= {"arrays": about, "rows_kept": len(numbers), "dropped": kept.dropped | dropped}
+        facts["notes"] = [*notes, *masked_notes(about)]
+    return Rows(schema, table, known_truth, split, facts, arrays=arrays, weight=weights)
 
 
-def require_held_out(study: Study, view: View) -> None:
-    """Raise :class:`~fluvial.errors.StudyError` if a study's ``holdout`` fits no row: it would hold nothing out."""
+def _kept(raw: Mapping[str, np.ndarray], name: str | None, keep: np.ndarray | None) -> np.ndarray | None:
+    """Return a column of the sound rows, as float64; nothing without a name."""
+    if name is None:
+        return None
+    return np.asarray(raw[name] if keep is None else raw[name][keep], dtype=np.float64)
+
+
+def require_held_out(study: Study, schema: Schema, view: View) -> None:
+    """Raise :class:`~fluvial.errors.StudyError` if what a study holds out, or weighs, cannot be."""
     data = study.data
+    for key, value in (("holdout", data.holdout), ("weight", data.weight)):
+        if value is not None and schema.arrays:
+            raise StudyError(
+                f"[data] {key}: expected a context of numbers; {schema.arrays[0].name} is an array, for which there is "
+                f"no {key} yet."
+            )
     if data.holdout is None:
         return
     apart = View(view.reader, within(data.where, data.holdout), data.derived)
@@ -272,7 +318,7 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
     weights = table.pop(study.data.weight) if study.data.weight is not None else None
     split = Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends)))
     facts |= check_weights(view, study.data.weight, weights, None, split)
-    return Rows(schema, table, known_truth, split, facts, None if in_memory else packed, weights)
+    return Rows(schema, table, known_truth, split, facts, None if in_memory else packed, weight=weights)
 
 
 def _with_rare(schema: Schema, sample: Mapping[str, np.ndarray], packed: Packed) -> dict[str, np.ndarray]:
@@ -344,20 +390,23 @@ def standardised(
     context: ColumnTransforms,
     weight: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor, float]:
-    """Return float32 targets and context as the flow sees them, and the targets' transforms' mean logdet."""
+    """Return float32 targets and context as the flow sees them, and the targets' transforms' mean logdet.
+
+    A flow sees coded scalars, then arrays in their units.
+    """
     x, logdet = targets.forward(columns(part, schema.target_names))
-    c, _ = context.forward(columns(part, schema.context_names))
+    c, _ = context.forward(columns(part, [column.name for column in schema.scalars]))
     x, c = x.astype(np.float32), c.astype(np.float32)
+    if schema.arrays:
+        c = np.concatenate([c, *(part[column.name] for column in schema.arrays)], axis=1)
     return torch.from_numpy(x), torch.from_numpy(c), float(np.average(logdet, weights=weight))
 
 
-def thinned(part: dict[str, np.ndarray], most: int | None) -> dict[str, np.ndarray]:
-    """Return at most so many rows, evenly spaced: enough for a flow whose log-density is dear."""
-    rows = len(next(iter(part.values())))
-    if most is None or rows <= most:
-        return part
-    kept = np.linspace(0, rows - 1, most).round().astype(int)
-    return {name: values[kept] for name, values in part.items()}
+def thinned(rows: np.ndarray, most: int | None) -> np.ndarray:
+    """Return at most so many of the rows, evenly spaced: enough for a flow whose log-density is dear."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def columns(table: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:

@@ -18,9 +18,9 @@ import torch
 
 from fluvial.data.readers import absolute_source, source_beside
 from fluvial.data.transforms import ColumnTransforms
-from fluvial.density import Density
-from fluvial.errors import RunError, StudyError
-from fluvial.flows.mixed import build_mixed_flow
+from fluvial.density import Density, array_kinds
+from fluvial.errors import RunError
+from fluvial.flows.encoded import build_encoded_flow
 from fluvial.loggers import Logger, make_loggers
 from fluvial.record import (
     CHECKING,
@@ -38,12 +38,13 @@ from fluvial.runs_table import flat_options
 from fluvial.study import Study, parse_study, read_study
 from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, process_group
 from fluvial.train.stopping import Place
+from fluvial.workflow.arrays import describe_inputs, fit_inputs
 from fluvial.workflow.cells import judge_cells
 from fluvial.workflow.check import run_checks
 from fluvial.workflow.data import Rows, read_rows, require_unchanged
 from fluvial.workflow.members import ensemble_text, is_ensemble
 from fluvial.workflow.report import report_run
-from fluvial.workflow.signals import Stop, Terminated, shown, signals
+from fluvial.workflow.signals import EndedEarly, Stop, Terminated, shown, signals
 from fluvial.workflow.training import Event, Keeper, find_start, start_from, train_density
 
 
@@ -111,11 +112,10 @@ def fit(
         source = source_beside(parsed.data.source, folder)
         tell(f"reading {source}")
         rows = read_rows(parsed, source)
-        _refuse_arrays(rows)
         for note in rows.facts["notes"]:
             tell(note)
         density = _new_density(parsed, rows)
-        for column, line in _described(density.target_transforms, density.context_transforms).items():
+        for column, line in _described(density).items():
             if "[chosen" in line:
                 tell(f"transform of {column}: {line}")
         if parsed.training.start:
@@ -322,23 +322,32 @@ def _reopen(
 
 def _new_density(study: Study, rows: Rows) -> Density:
     """Return a density with transforms fitted to the train split, and weights fixed by the seed."""
-    part, schema = rows.part("train"), rows.schema
-    targets, context = ColumnTransforms.fit(schema.targets, part), ColumnTransforms.fit(schema.context, part)
+    part, schema = rows.scalars("train"), rows.schema
+    targets, context = ColumnTransforms.fit(schema.targets, part), ColumnTransforms.fit(schema.scalars, part)
     options = study.flow_options
+    encoder = study.encoder_options if schema.arrays else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.training.seed)
-        flow = build_mixed_flow(
-            study.architecture, **targets.layout.arguments, context=context.layout.width, **options
+        flow = build_encoded_flow(
+            study.architecture,
+            **targets.layout.arguments,
+            context=context.layout.width,
+            arrays=array_kinds(schema.arrays),
+            encoder=encoder,
+            **options,
         )
-    return Density(
+    density = Density(
         flow,
         schema,
         targets,
         context,
         architecture=study.architecture,
         options=options,
-        context_range={c.name: rows.range(c.name) for c in schema.context if c.period is None},
+        context_range={c.name: rows.range(c.name) for c in schema.scalars if c.period is None},
+        encoder=encoder,
     )
+    fit_inputs(density, rows)
+    return density
 
 
 def _read(study: str | Path | Mapping[str, Any]) -> tuple[Study, str, Path, str]:
@@ -348,15 +357,6 @@ def _read(study: str | Path | Mapping[str, Any]) -> tuple[Study, str, Path, str]
         return parsed, tomli_w.dumps(dict(study)), Path(), "run"
     parsed, text = read_study(study)
     return parsed, text, Path(study).parent, Path(study).stem
-
-
-def _refuse_arrays(rows: Rows) -> None:
-    for column in rows.schema.context:
-        if column.length is not None:
-            raise StudyError(
-                f"[data] context: {column.name} is an array of {column.length} numbers a row, which no architecture "
-                f'takes yet; expected numbers: name its elements, as in "{column.name}[0:{column.length}]".'
-            )
 
 
 def _record(
@@ -375,7 +375,7 @@ def _record(
         "study": _resolved(study, rows, density),
         "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "data": {"source": absolute_source(source), **rows.facts},
-        "transforms": _described(density.target_transforms, density.context_transforms),
+        "transforms": _described(density),
         "seeds": {"split": study.data.seed, "training": study.training.seed, "check": study.check.seed},
         "timings": {"reading": seconds},
         "training": {},
@@ -385,14 +385,14 @@ def _record(
     }
 
 
-def _described(*transforms: ColumnTransforms) -> dict[str, str]:
+def _described(density: Density) -> dict[str, str]:
     """Return one line for each column, with the reason where the study left its transform open."""
     lines = {}
-    for one in transforms:
+    for one in (density.target_transforms, density.context_transforms):
         for name, text in one.describe().items():
             why = one.reasons.get(name)
             lines[name] = f"{text} [chosen: {why}]" if why else text
-    return lines
+    return lines | describe_inputs(density)
 
 
 def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
@@ -405,6 +405,7 @@ def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
     return {
         **study.model_dump(),
         "flow": {"architecture": density.architecture, **density.options},
+        "encoder": density.encoder or {},
         "training": {**training.model_dump(), **resolved},
     }
 
@@ -434,10 +435,12 @@ def _recorded(work: Work) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, (KeyboardInterrupt, Terminated))
+        interrupted = isinstance(error, (KeyboardInterrupt, Terminated, EndedEarly))
         record["status"] = "interrupted" if interrupted else "failed"
         why = f"{type(error).__name__}: {error}"
-        if interrupted:
+        if isinstance(error, EndedEarly):
+            why = str(error)
+        elif interrupted:
             why = f"interrupted by {error.signal.name if isinstance(error, Terminated) else shown(signal.SIGINT)}"
         if record["stopped"] == NO_END:
             record["stopped"] = why

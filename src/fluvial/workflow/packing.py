@@ -13,12 +13,14 @@ from torch import Tensor
 
 from fluvial.data.cache import address, cache_folder, identify, made_once
 from fluvial.data.forms import Layout
+from fluvial.data.gather import AffineGather
 from fluvial.data.packed import FORMAT, Packed, Piece, open_packed, pack
 from fluvial.data.read_base import exact
 from fluvial.data.readers import Reader
 from fluvial.data.schema import Schema
 from fluvial.data.select import View
 from fluvial.data.split import split_of
+from fluvial.data.stream import Prepare
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.data.validate import Fault, Validation
 from fluvial.errors import DataError
@@ -120,12 +122,17 @@ def standardiser(
     targets: ColumnTransforms,
     context: ColumnTransforms,
     mean_weight: float | None = None,
-) -> Callable[[np.ndarray], tuple[Tensor, Tensor]]:
+) -> Prepare:
     """Return what makes the flow's targets and context of packed records ``[n, itemsize]``.
 
     With the mean of the weights, the last column of the records, the last one of the context is the weight over it.
     """
     first, last = len(schema.targets), len(schema.columns)
+    affine_x, affine_c = _affine(targets), _affine(context)
+    plain = layout.is_float32 and mean_weight is None
+    if plain and affine_x is not None and affine_c is not None:
+        shift, scale = (np.concatenate(both) for both in zip(affine_x, affine_c, strict=True))
+        return AffineGather(shift, scale, (first, last - first))
     to_x, to_c = _forward(targets), _forward(context)
 
     def prepare(records: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -138,11 +145,20 @@ def standardiser(
     return prepare
 
 
+def _affine(transforms: ColumnTransforms) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return shifts and scales, where the map is (value − shift) / scale in all columns."""
+    if not all(len(steps) == 1 and steps[0]["kind"] == "affine" for steps in transforms.steps):
+        return None
+    shift, scale = (np.array([steps[0][key] for steps in transforms.steps]) for key in ("shift", "scale"))
+    return shift, scale
+
+
 def _forward(transforms: ColumnTransforms) -> Callable[[np.ndarray], np.ndarray]:
     """Return the map of a table's columns; where it is affine in all of them, in one step rather than in many."""
-    if not all(len(steps) == 1 and steps[0]["kind"] == "affine" for steps in transforms.steps):
+    affine = _affine(transforms)
+    if affine is None:
         return lambda values: transforms.forward(values)[0]
-    shift, scale = (np.array([steps[0][key] for steps in transforms.steps]) for key in ("shift", "scale"))
+    shift, scale = affine
     return lambda values: (values - shift) / scale
 
 

@@ -153,10 +153,13 @@ def _panel_list(schema: Schema, arrays: dict[str, np.ndarray]) -> list[Panel]:
     panels = []
     for k in range(len([name for name in arrays if name.endswith("_context")])):
         value = arrays[f"panel{k}_context"]
-        names = (
-            f"{c.name} = {v:.4g}" + (f" {c.unit}" if c.unit else "")
-            for c, v in zip(schema.context, value, strict=True)
-        )
+        if f"panel{k}_titles" in arrays:  # what stands for contexts that are arrays
+            names = (f"{t} ≈ {v:.4g}" for t, v in zip(arrays[f"panel{k}_titles"], value, strict=True))
+        else:
+            names = (
+                f"{c.name} = {v:.4g}" + (f" {c.unit}" if c.unit else "")
+                for c, v in zip(schema.context, value, strict=True)
+            )
         title = ", ".join(names) or "all rows"
         panels.append(Panel(title, arrays[f"panel{k}_data"], arrays[f"panel{k}_draws"]))
     return panels

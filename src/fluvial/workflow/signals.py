@@ -32,6 +32,10 @@ class Terminated(FluvialError):
         self.code = 128 + int(number)
 
 
+class EndedEarly(FluvialError):
+    """Raised by who listens to a fit's events, to end it: the run is then "interrupted", for the reason given."""
+
+
 @dataclass
 class Stop:
     """Set by a signal; training asks it after every step."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fluvial.density import DENSITY_FILE, Density
@@ -113,8 +112,8 @@ def train_density(
         If another process is gone; a checkpoint has been written.
     """
     transforms = density.target_transforms, density.context_transforms
-    most = density.flow.validation_rows
-    validation, weight = thinned(rows.part("validation"), most), _weights(rows, most)
+    measured = thinned(rows.split.validation, density.flow.validation_rows)
+    validation, weight = rows.take(measured), None if rows.weight is None else rows.weight[measured]
     validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms, weight)
     section = study.training
     size = section.batch_rows(rows.count("train"))
@@ -157,12 +156,6 @@ def train_density(
     if keeper and interrupted is None and trainer.place.stopped:
         keeper.record["stopped"] = trainer.place.stopped  # also where nothing was left to train
     return interrupted
-
-
-def _weights(rows: Rows, most: int | None) -> np.ndarray | None:
-    """Return the weights of the validation rows that are measured."""
-    weight = rows.weight_part("validation")
-    return None if weight is None else thinned({"weight": weight}, most)["weight"]
 
 
 def _tell_of_the_start(trainer: Trainer, tell: Callable[[Event], None], *, found: bool) -> None:
@@ -209,16 +202,28 @@ def summary(event: EpochEvent, trainer: Trainer) -> dict[str, Any]:
 def blame(found: Diagnosis, density: Density, rows: Rows) -> str:
     """Return which column and which rows of the table a diagnosis is about, with their values in units."""
     transforms = density.target_transforms, density.context_transforms
-    x, context, _ = standardised(rows.part("train"), rows.schema, *transforms)
+    x, context, _ = standardised(rows.scalars("train"), rows.schema.without_arrays, *transforms)
     role = transforms[0] if found.role == "target" else transforms[1]
+    if found.role == "context" and found.column >= context.shape[1]:
+        return f"Column {_array_of(found.column - context.shape[1], density)}."
     name = role.coded_names[found.column]
     every = torch.cat([x, context], 1)
     numbers: list[int] = []
-    for row in torch.cat([found.x, found.context], 1):
+    for row in torch.cat([found.x, found.context[:, : context.shape[1]]], 1):
         same = ((every == row) | (every.isnan() & row.isnan())).all(1).nonzero()[:, 0]
         numbers += [int(rows.split.train[int(i)]) for i in same[:1]]
     listed = ", ".join(f"row {n}: {rows.table[name][n]:g}" for n in numbers)
     return f"Column {name}{f' ({listed}, counted from 0 in the rows that are used)' if listed else ''}."
+
+
+def _array_of(number: int, density: Density) -> str:
+    """Return the array column, and the place in it, of a number of all arrays side by side."""
+    for column in density.schema.arrays:
+        assert column.length is not None
+        if number < column.length:
+            return f"{column.name}[{number}]"
+        number -= column.length
+    raise AssertionError("no array has so many numbers")
 
 
 def find_start(start: str, *folders: Path) -> Path:

@@ -80,7 +80,7 @@ def sample_table(
 ) -> dict[str, np.ndarray]:
     """Draw at one context or at every row of a table file; return context and target columns side by side.
 
-    Each context row is repeated ``draws`` times, in order.
+    Each context row is repeated ``draws`` times, in order. Array columns are left out; ``row`` then numbers the contexts.
 
     Raises
     ------
@@ -95,13 +95,20 @@ def sample_table(
             raise DataError(f"{contexts}: this density has no context; leave the table of contexts out.")
         table = read_columns(contexts, density.schema.context)
         drawn = density.given(table).sample(draws, seed=seed).reshape(-1)
-        columns = {name: np.repeat(values, draws) for name, values in table.items()}
+        columns = {name: np.repeat(values, draws) for name, values in _scalar(table).items()}
+        if density.schema.arrays:  # a spectrum is not written once for each draw; its number is
+            columns = {"row": np.repeat(np.arange(len(drawn) // draws), draws)} | columns
     else:
         given = dict(given or {})
         for name in given:
             if name not in names:
                 hint = nearest(name, names) or "; this density has no context"
                 raise DataError(f"Context column {name!r} is not known{hint}")
+        arrays = [c.name for c in density.schema.arrays]
+        if arrays:
+            raise DataError(
+                f"Context {', '.join(arrays)} is an array; give a table of contexts (--contexts)."
+            )
         missing = [n for n in names if n not in given]
         if missing:
             raise DataError(
@@ -114,13 +121,18 @@ def sample_table(
 
 
 def log_prob_table(density: Density, table: str | Path) -> dict[str, np.ndarray]:
-    """Return target and context columns of a table file, and ``log_prob`` in nats per unit of the targets.
+    """Return target and scalar context columns of a table file, and ``log_prob`` in nats per unit of the targets.
 
     A target outside its support has log-density −inf; one that is missing, or a context outside its support,
     raises :class:`~fluvial.errors.DataError`.
     """
     columns = read_columns(table, density.schema.columns)
-    return columns | {"log_prob": density.log_prob(columns)}
+    return _scalar(columns) | {"log_prob": density.log_prob(columns)}
+
+
+def _scalar(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the columns of a table that hold one number a row."""
+    return {name: values for name, values in table.items() if values.ndim == 1}
 
 
 def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.ndarray]:
@@ -138,6 +150,8 @@ def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.nd
     view = View(reader, derive=absent)
     table, _ = view.read([c.name for c in columns])
     for column in columns:
+        if column.length is not None:
+            continue  # what can be wrong with an array, the density itself says
         values = table[column.name]
         if column.role == "target":
             bad, what = np.isnan(values), "missing"

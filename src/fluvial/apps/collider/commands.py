@@ -71,23 +71,18 @@ def generate(
     from fluvial.apps.collider.generate import generate
     from fluvial.workflow import load
 
-    done = 0
-
-    def show(result: Generated) -> None:
-        nonlocal done
-        done += 1
-        sys.stderr.write(f"{done}/{len(files)}  {_drawn_line(result)}\n")
-
-    results = generate(
-        files,
-        out,
-        jets=load(jets) if jets is not None else None,
-        muons=load(muons) if muons is not None else None,
-        oversample=oversample,
-        seed=seed,
-        overwrite=overwrite,
-        on_file=show,
-    )
+    with _Bar(len(files)) as bar:
+        results = generate(
+            files,
+            out,
+            jets=load(jets) if jets is not None else None,
+            muons=load(muons) if muons is not None else None,
+            oversample=oversample,
+            seed=seed,
+            overwrite=overwrite,
+            on_file=bar.file,
+            on_piece=bar.piece,
+        )
     written = [r for r in results if r.status == "written"]
     objects, seconds = sum(r.objects for r in written), sum(r.seconds for r in written)
     rate = f", {objects / seconds:,.0f} a second" if seconds and objects else ""
@@ -95,6 +90,70 @@ def generate(
     if failed := sum(r.status == "failed" for r in results):
         sys.stdout.write(f"{failed} of {len(files)} files could not be used (see above).\n")
         raise typer.Exit(1)
+
+
+@app.command()
+def validate(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder: a density of jets or muons.", show_default=False)
+    ],
+    pairs: Annotated[
+        list[str],
+        typer.Argument(help="Tables of pairs it has not seen, one a process.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder.", show_default="RUN/validation")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=400, help="Of each table, at most.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same draws.")] = 0,
+) -> None:
+    """Compare fast with full simulation: distances, correlations, response, b-tagging. Exit code 1 if a check fails."""
+    from fluvial.apps.collider.validate import validate
+    from fluvial.report.page import verdict_sentence
+    from fluvial.workflow import load
+
+    result = validate(load(run), pairs, out or run / "validation", rows=rows, seed=seed)
+    for line in result.results:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{verdict_sentence(result.results)}\n{result.page}\n")
+    if any(r.verdict == "fail" for r in result.results):
+        raise typer.Exit(1)
+
+
+class _Bar:
+    """On a terminal a bar with objects a second; everywhere a line a file."""
+
+    def __init__(self, files: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.files, self.done = files, 0
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+        )
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.progress.add_task("", total=1.0, facts="")
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def piece(self, so_far: Generated, events: int) -> None:
+        facts = f"{so_far.objects:,} objects, {so_far.objects / max(so_far.seconds, 1e-9):,.0f} a second"
+        where = f"{self.done + 1}/{self.files}  {Path(so_far.path).name}"
+        self.progress.update(
+            self.task, description=where, completed=so_far.events / max(events, 1), facts=facts
+        )
+
+    def file(self, result: Generated) -> None:
+        self.done += 1
+        self.progress.console.print(f"{self.done}/{self.files}  {_drawn_line(result)}")
 
 
 def _drawn_line(result: Generated) -> str:

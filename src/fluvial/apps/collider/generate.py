@@ -4,19 +4,24 @@ Every generator jet gives one jet, and every stable generator muon (pdgId ±13, 
 efficiency to find an object nor objects that correspond to nothing are simulated. Events without either are kept.
 
 With ``oversample`` = N every event is written N times, one after the other, with objects drawn anew. Such copies share
-``run``, ``luminosityBlock`` and ``event``; ``fold`` counts them from 0, ``folds`` is N, and ``genWeight`` is divided by
-N, so that weighted sums stay right. Copies of one event are not independent: a statistical error must be worked out
-from the sums over the folds of each event.
+``run``, ``luminosityBlock``, ``event`` and ``genEventIndex`` (the place of the event in its file); ``fold`` counts them
+from 0, ``folds`` is N, and ``genWeight`` is divided by N, so that weighted sums stay right. Copies of one event are not
+independent: :func:`fluvial.apps.collider.folds.histogram` works out statistical errors from the sums over the folds of
+each event.
+
+The random numbers of an object belong to the seed, the names of its event, its place in the event and the fold
+(:mod:`fluvial.apps.collider.noise`): an event has the same objects in whatever file, company or order it comes.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import json
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +31,7 @@ from numpy.typing import NDArray
 
 from fluvial.apps.collider.names import JET, MUON, OBJECTS, Object
 from fluvial.apps.collider.nanoaod import EXTRA, EventFile, Piece, Whole, open_events
+from fluvial.apps.collider.noise import event_keys, uniforms
 from fluvial.apps.collider.pairs import EVENT, Columns, branches_of_context, context_columns
 from fluvial.errors import DataError, nearest
 from fluvial.extras import optional_module
@@ -33,12 +39,11 @@ from fluvial.extras import optional_module
 if TYPE_CHECKING:
     from fluvial.density import Density
 
-BLOCK = 1024
-"""Events, counted from the first of a file, whose objects are drawn with random numbers of their own."""
-
-_READ = 16 * BLOCK  # events read at once: less would unpack the same baskets again and again
-_PIECE = 8 * BLOCK  # events drawn and written at once, all folds together, but never less than one block
+LAYOUT = 1  # of the outputs; another number makes them anew
+_READ = 16_384  # events read at once: less would unpack the same baskets again and again
+_PIECE = 8_192  # events drawn and written at once, all folds together, but never less than one
 _COPIED = ("GenJet_", "GenPart_", "Pileup_", "Generator_")
+_MADE = "fluvial"  # what a file was made with, as JSON, lies under this name in it
 _FLAGS = frozenset(
     f"Muon_{name}" for name in ("isGlobal", "isPFcand", "isTracker", "mediumId", "softId", "softMvaId")
 )
@@ -79,6 +84,7 @@ def generate(
     seed: int = 0,
     overwrite: bool = False,
     on_file: Callable[[Generated], None] | None = None,
+    on_piece: Callable[[Generated, int], None] | None = None,
 ) -> list[Generated]:
     """Draw reconstructed objects for the events of NanoAOD files and write NanoAOD files.
 
@@ -88,18 +94,19 @@ def generate(
         Paths (or URLs that uproot opens), each once.
     out
         For one file: the ROOT file to write. For many: a folder, made if needed, in which each output has the name
-        of its input; outputs that are there already are kept, so that the same call takes up where it stopped.
+        of its input; outputs that the same call made are kept, so that it takes up where it stopped.
     jets, muons
         The densities to draw from, one at least; their columns are those of :mod:`fluvial.apps.collider.names`.
     oversample
         Copies of every event, see above.
     seed
-        The same seed gives the same objects, however a file is read: the random numbers hang on the seed and on the
-        events of each ``BLOCK``.
+        The same seed gives the same objects for the same event, see above.
     overwrite
         Draw anew what is there.
     on_file
         Called after each file.
+    on_piece
+        Called every few thousand events, with what has become of the file so far, and how many events it has.
 
     Raises
     ------
@@ -121,14 +128,17 @@ def generate(
     if not single:
         out.mkdir(parents=True, exist_ok=True)
     results = []
+    made = {"layout": LAYOUT, "seed": seed, "folds": oversample}
+    made["densities"] = {wanted.name: _fingerprint(density) for wanted, density in densities}
     for path in paths:
         target = out if single else out / Path(path).name
         if target.exists() and "://" not in path and target.samefile(path):
             raise DataError(f"{target} would be written over itself; choose another output")
+        of_file = made | {"source": _source(path)}
         if target.exists() and not overwrite:
-            result = Generated(path, str(target), "kept")
+            result = _kept(path, target, of_file)
         else:
-            result = _one_file(path, target, densities, oversample, seed)
+            result = _one_file(path, target, densities, of_file, on_piece)
         if single and result.status == "failed":
             raise DataError(result.problem)
         results.append(result)
@@ -173,34 +183,91 @@ def context_names(wanted: Object) -> list[str]:
     return list(context_columns(piece, wanted, empty.astype(int), empty.astype(int)))
 
 
+def _fingerprint(density: Density) -> str:
+    """Return what tells one density from another: a digest of its columns, their transforms, and its weights."""
+    described = [
+        density.schema.to_json(),
+        density.target_transforms.to_json(),
+        density.context_transforms.to_json(),
+    ]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in sorted(density.flow.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(path: str) -> Any:
+    """Return what tells one input from another, wherever it lies: the size of a file, or its address."""
+    return os.path.getsize(path) if "://" not in path and os.path.isfile(path) else path
+
+
+def _kept(path: str, target: Path, made: dict[str, Any]) -> Generated:
+    """Return that an output is kept if the same request made it, and else that it is in the way."""
+    uproot: Any = optional_module("uproot", EXTRA)
+    try:
+        with uproot.open(target) as file:
+            found = json.loads(str(file[_MADE]))
+    except Exception:  # whatever it is, it is none of ours, or damaged
+        found = {}
+    if found == made:
+        return Generated(path, str(target), "kept")
+    differing = ", ".join(k for k in made if found.get(k) != made[k]) if found else ""
+    why = f"was made with another {differing}" if differing else "was not made by this command"
+    return Generated(
+        path,
+        str(target),
+        "failed",
+        problem=f"{target} exists and {why}; choose another output, or --overwrite",
+    )
+
+
 def _one_file(
-    path: str, target: Path, densities: list[tuple[Object, Density]], folds: int, seed: int
+    path: str,
+    target: Path,
+    densities: list[tuple[Object, Density]],
+    made: dict[str, Any],
+    on_piece: Callable[[Generated, int], None] | None,
 ) -> Generated:
     """Write the output of one file, whole or not at all; a failure is a result, not an exception."""
     uproot: Any = optional_module("uproot", EXTRA)
+    folds, seed = made["folds"], made["seed"]
     temporary = target.with_name(f".{target.stem}-{os.getpid()}.tmp.root")
     events = objects = 0
     seconds = [0.0, 0.0, 0.0]
     outside: Counter[str] = Counter()
     try:
-        with open_events(path) as source, uproot.recreate(temporary) as file:
+        # (zstd at its lowest level packs as small as ROOT's default, in a fifth of the time)
+        with (
+            open_events(path) as source,
+            uproot.recreate(temporary, compression=uproot.ZSTD(1)) as file,
+        ):
             clock = _Clock(seconds)
             tree = None
             for read in source.read(_branches(source, densities), step=_READ):
                 clock.lap(0)
-                for piece in read.parts(max(_PIECE // folds // BLOCK, 1) * BLOCK):
-                    made = {
+                for piece in read.parts(max(_PIECE // folds, 1)):
+                    drawn = {
                         w.collection: _reconstruct(piece, w, d, folds, seed, outside) for w, d in densities
                     }
                     clock.lap(1)
-                    table = _events(piece, made, folds)
+                    table = _events(piece, drawn, folds)
                     if tree is None:
                         tree = file.mktree("Events", {name: _type(values) for name, values in table.items()})
                     if piece.events:
                         tree.extend(table)
                     events += piece.events
-                    objects += sum(int(counts.sum()) for _, counts in made.values())
+                    objects += sum(int(counts.sum()) for _, counts in drawn.values())
                     clock.lap(2)
+                    if on_piece is not None:
+                        so_far = Generated(
+                            path, str(target), "written", events, objects, *seconds, dict(outside)
+                        )
+                        on_piece(so_far, source.events)
+            if runs := source.runs():
+                file["Runs"] = runs
+            file[_MADE] = json.dumps(made)
+            clock.lap(2)
         os.replace(temporary, target)
     except OSError as error:
         return Generated(path, str(target), "failed", problem=f"could not write {str(target)!r}: {error}")
@@ -208,8 +275,7 @@ def _one_file(
         return Generated(path, str(target), "failed", problem=str(error))
     finally:
         temporary.unlink(missing_ok=True)
-    read, draw, write = seconds
-    return Generated(path, str(target), "written", events, objects, read, draw, write, dict(outside))
+    return Generated(path, str(target), "written", events, objects, *seconds, dict(outside))
 
 
 class _Clock:
@@ -246,17 +312,17 @@ def _reconstruct(
     from fluvial.conditional import ExtrapolationWarning
 
     context = context_columns(piece, wanted, event, generated)
-    drawn = {name: np.empty((len(event), folds)) for name in density.schema.target_names}
-    for rows, block_seed in _blocks(piece, event, wanted, seed):
-        given = {name: context[name][rows] for name in density.schema.context_names}
-        _count_outside(given, density, outside)
-        with warnings.catch_warnings():  # counted above: once a file, not once a block
-            warnings.simplefilter("ignore", ExtrapolationWarning)
-            draws = density.given(given).sample(folds, seed=block_seed)
-        for name, values in drawn.items():
-            values[rows] = draws[name]
     index = generated - piece.offsets(wanted.generated)[event]
-    values = _restored(drawn, wanted, context, index)
+    given = {name: context[name] for name in density.schema.context_names}
+    _count_outside(given, density, outside)
+    with warnings.catch_warnings():  # counted above: once a file, not once a piece
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        p = density.given(given)
+    keys = event_keys(seed, *(piece.values[name] for name in EVENT))
+    keys = keys[0][event], keys[1][event], keys[2][event]
+    kind = list(OBJECTS).index(wanted.name)
+    drawn = p.draw_from(uniforms(keys, kind, index, folds, p.uniforms))
+    values = _restored({name: drawn[name] for name in density.schema.target_names}, wanted, context, index)
     # NanoAOD has the objects of an event by falling pt.
     rank = -values.get(f"{wanted.collection}_pt", np.zeros((len(event), folds)))
     keys = (np.broadcast_to(k, rank.shape).ravel() for k in (rank, np.arange(folds), event[:, None]))
@@ -270,18 +336,6 @@ def _count_outside(given: Columns, density: Density, outside: Counter[str]) -> N
         slack = 1e-6 * (high - low)  # as the density itself has it
         if number := int(((given[name] < low - slack) | (given[name] > high + slack)).sum()):
             outside[name] += number
-
-
-def _blocks(piece: Piece, event: Whole, wanted: Object, seed: int) -> Iterator[tuple[slice, int]]:
-    """Yield the rows of each ``BLOCK`` of events, with its seed; a piece begins with a block."""
-    edges = np.searchsorted(event, np.arange(0, piece.events + BLOCK, BLOCK))
-    for block, (start, stop) in enumerate(itertools.pairwise(edges.tolist())):
-        if stop > start:
-            name = [int(piece.values[n][block * BLOCK]) for n in EVENT]
-            state = np.random.SeedSequence([seed, *name, list(OBJECTS).index(wanted.name)]).generate_state(
-                1, np.uint64
-            )
-            yield slice(start, stop), int(state[0] >> 1)
 
 
 def _restored(drawn: Columns, wanted: Object, context: Columns, index: Whole) -> Columns:
@@ -319,6 +373,7 @@ def _events(piece: Piece, made: dict[str, tuple[Columns, Whole]], folds: int) ->
     out["genWeight"] = (weight[copy] / folds).astype(np.float32)
     out["fold"] = np.tile(np.arange(folds, dtype=np.int32), piece.events)
     out["folds"] = np.full(len(copy), folds, dtype=np.int32)
+    out["genEventIndex"] = piece.start + copy
     collections: dict[str, dict[str, Any]] = {}
     for name, values in piece.values.items():
         collection, _, quantity = name.partition("_")

@@ -85,14 +85,22 @@ TARGETS: tuple[Variable, ...] = (
 # ------------------------------------------------------------------------------------------- generator level
 
 
-def draw_context(rng: np.random.Generator, n: int) -> Table:
-    """Draw ``n`` generator-level jets like those of top-quark pairs.
+_SHARES = {
+    "ttbar": (0.21, 0.11, 0.28, 0.34),
+    "dy": (0.03, 0.07, 0.42, 0.41),
+}  # b, c, light, gluon; the rest: none
+_MEDIANS = {"ttbar": (55.0, 40.0, 42.0, 22.0, 6.0), "dy": (30.0, 26.0, 30.0, 20.0, 5.0)}  # GeV above 10
 
-    About a fifth are b jets, a third of the rest come from W decays, and the others are radiated: softer and
-    further forward. Jets are above 10 GeV and within |eta| < 5.
+
+def draw_context(rng: np.random.Generator, n: int, process: str = "ttbar") -> Table:
+    """Draw ``n`` generator-level jets like those of top-quark pairs, or (``dy``) of Z bosons with jets.
+
+    Of top-quark pairs, about a fifth are b jets, a third of the rest come from W decays, and the others are radiated:
+    softer and further forward. Beside Z bosons jets are softer, and few are b jets. Jets are above 10 GeV and within
+    |eta| < 5.
     """
-    kind = np.searchsorted(np.cumsum([0.21, 0.11, 0.28, 0.34]), rng.random(n))  # b, c, light, gluon, none
-    median = np.array([55.0, 40.0, 42.0, 22.0, 6.0])[kind]
+    kind = np.searchsorted(np.cumsum(_SHARES[process]), rng.random(n))
+    median = np.array(_MEDIANS[process])[kind]
     spread = np.array([0.62, 0.66, 0.66, 0.85, 0.7])[kind]
     pt = 10.0 + median * np.exp(spread * rng.standard_normal(n)) * (0.35 + 0.65 * rng.random(n))
     reach = np.array([1.2, 1.35, 1.35, 2.1, 2.6])[kind]

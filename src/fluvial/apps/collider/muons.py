@@ -95,10 +95,21 @@ TARGETS: tuple[Variable, ...] = (
 # ------------------------------------------------------------------------------------------- generator level
 
 
-def draw_context(rng: np.random.Generator, n: int) -> Table:
-    """Draw ``n`` generator-level muons like those of top-quark pairs, above 3 GeV and within |eta| < 2.5."""
-    kind = np.searchsorted(np.cumsum([0.42, 0.08, 0.46]), rng.random(n))  # W, tau, heavy hadron, other
-    median, spread = np.array([36.0, 18.0, 5.0, 3.0])[kind], np.array([0.6, 0.7, 0.9, 0.8])[kind]
+_SHARES = {
+    "ttbar": (0.42, 0.08, 0.46),
+    "dy": (0.88, 0.04, 0.06),
+}  # of W or Z, tau, heavy hadron; the rest: others
+_PROMPT = {"ttbar": (36.0, 0.6), "dy": (41.0, 0.35)}  # GeV above 3, and spread
+
+
+def draw_context(rng: np.random.Generator, n: int, process: str = "ttbar") -> Table:
+    """Draw ``n`` generator-level muons like those of top-quark pairs, or (``dy``) of Z bosons: most prompt and alone.
+
+    Muons are above 3 GeV and within |eta| < 2.5.
+    """
+    kind = np.searchsorted(np.cumsum(_SHARES[process]), rng.random(n))
+    of_prompt, width = _PROMPT[process]
+    median, spread = np.array([of_prompt, 18.0, 5.0, 3.0])[kind], np.array([width, 0.7, 0.9, 0.8])[kind]
     pt = 3.0 + median * np.exp(spread * rng.standard_normal(n))
     reach = np.array([1.25, 1.25, 1.35, 1.9])[kind]
     values = {

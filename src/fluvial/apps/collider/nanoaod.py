@@ -16,6 +16,7 @@ from fluvial.extras import optional_module
 
 EXTRA = "collider"
 TREE = "Events"
+RUNS = "Runs"
 
 Flat = NDArray[Any]
 Whole = NDArray[np.int64]
@@ -62,9 +63,10 @@ class Piece:
 class EventFile:
     """An open NanoAOD file. Made by :func:`open_events`."""
 
-    def __init__(self, path: str, tree: Any):
+    def __init__(self, path: str, tree: Any, runs: Any = None):
         self.path = path
         self._tree = tree
+        self._runs = runs
         self.events = int(tree.num_entries)
         self.branches = frozenset(tree.keys())
 
@@ -91,6 +93,15 @@ class EventFile:
                 piece = self._piece(arrays, names, start, stop - start)
             yield piece
 
+    def runs(self) -> dict[str, Flat]:
+        """Return the flat numeric branches of ``Runs``: event counts and sums of weights; nothing without such a tree."""
+        if self._runs is None:
+            return {}
+        with _readable(self.path):
+            tree = self._runs
+            flat = [n for n in tree.keys() if _plain_number(tree[n])]  # noqa: SIM118 (not a mapping)
+            return tree.arrays(flat, library="np") if flat else {}
+
     def _piece(self, arrays: Any, names: list[str], start: int, events: int) -> Piece:
         ak: Any = optional_module("awkward", EXTRA)
         values: dict[str, Flat] = {}
@@ -111,6 +122,15 @@ class EventFile:
                 )
             first.setdefault(collection, name)
         return Piece(start, events, values, counts)
+
+
+def _plain_number(branch: Any) -> bool:
+    kind = str(branch.typename).removeprefix("std::").removesuffix("_t")
+    return kind in (
+        "float",
+        "double",
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
 
 
 @contextlib.contextmanager
@@ -136,7 +156,7 @@ def open_events(path: str | Path) -> Iterator[EventFile]:
             if TREE not in keys:
                 found = ", ".join(keys[:8]) or "nothing"
                 raise DataError(f"{path}: expected {TREE}, a tree or RNTuple of events; found {found}")
-            events = EventFile(path, file[TREE])
+            events = EventFile(path, file[TREE], file[RUNS] if RUNS in keys else None)
         yield events
 
 

@@ -42,6 +42,9 @@ CHAINS: Mapping[str, Chain] = {"jets": jets.JETS, "muons": muons.MUONS}
 
 LOG_DENSITY = Variable("log_density", "continuous", "nats")
 
+PROCESSES = ("ttbar", "dy")
+"""Spectra at generator level: of top-quark pairs, and of Z bosons with jets. The detector is the same."""
+
 _CONTEXTS = {"jets": jets.draw_context, "muons": muons.draw_context}
 _BLOCK = 16_384  # rows with random numbers of their own; small enough for the processor's caches
 _GROUP = 16  # blocks in a row group of the file
@@ -57,20 +60,22 @@ def variables(objects: Objects) -> tuple[Variable, ...]:
     return (*chain.context, *chain.targets, LOG_DENSITY)
 
 
-def simulate(objects: Objects, rows: int, seed: int = 0) -> Table:
+def simulate(objects: Objects, rows: int, seed: int = 0, process: str = "ttbar") -> Table:
     """Draw a table of independent objects.
 
     Args:
         objects: ``"jets"`` or ``"muons"``.
         rows: how many, at least 1.
         seed: not negative; the same seed gives the same rows, of which a larger table has more.
+        process: one of :data:`PROCESSES`; the response to an object is the same in all.
 
     Returns:
         The columns of :func:`variables`: int32 where integer, float64 the log-density, float32 the others. The
         log-density is that of the float32 values.
 
     Raises:
-        DataError: if ``objects`` is unknown, ``rows`` less than 1, ``seed`` negative, or either no whole number.
+        DataError: if ``objects`` or ``process`` is unknown, ``rows`` less than 1, ``seed`` negative, or either no
+            whole number.
 
     >>> table = simulate("jets", 1000, seed=1)
     >>> sum(k.startswith("Jet_") for k in table), table["Jet_puId"].dtype, table["Jet_ptRatio"].dtype
@@ -78,7 +83,7 @@ def simulate(objects: Objects, rows: int, seed: int = 0) -> Table:
     >>> bool(np.allclose(table["log_density"], log_density(table), rtol=0, atol=1e-9))
     True
     """
-    return _joined(list(_blocks(objects, _whole("rows", rows, 1), _whole("seed", seed, 0))))
+    return _joined(list(_blocks(objects, _whole("rows", rows, 1), _whole("seed", seed, 0), process)))
 
 
 def log_densities(table: Mapping[str, Any]) -> Table:
@@ -105,7 +110,9 @@ def log_density(table: Mapping[str, Any]) -> Array:
     return np.sum(list(log_densities(table).values()), axis=0)
 
 
-def write(objects: Objects, path: str | os.PathLike[str], rows: int, seed: int = 0) -> None:
+def write(
+    objects: Objects, path: str | os.PathLike[str], rows: int, seed: int = 0, process: str = "ttbar"
+) -> None:
     """Simulate and write to a Parquet file, whole or not at all, in memory that does not grow with ``rows``.
 
     The metadata of the file name the simulator, its version, the seed, and the unit of each column.
@@ -115,6 +122,7 @@ def write(objects: Objects, path: str | os.PathLike[str], rows: int, seed: int =
         path: where, with the suffix ``.parquet``; the folder must exist, an existing file is replaced.
         rows: see :func:`simulate`.
         seed: see :func:`simulate`.
+        process: see :func:`simulate`.
 
     Raises:
         DataError: as :func:`simulate`; if the suffix is another, if the folder is missing, or if the file cannot
@@ -129,13 +137,13 @@ def write(objects: Objects, path: str | os.PathLike[str], rows: int, seed: int =
         raise DataError(f"expected a file name that ends in .parquet; got {str(path)!r}")
     if not path.parent.is_dir():
         raise DataError(f"no folder {str(path.parent)!r} to write {path.name!r} into; create it first")
-    schema = _arrow_schema(objects, seed)
+    schema = _arrow_schema(objects, seed, _process(process))
     temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 waiting: list[Table] = []
-                for block in _blocks(objects, rows, seed):
+                for block in _blocks(objects, rows, seed, process):
                     waiting.append(block)
                     if len(waiting) == _GROUP:
                         writer.write_table(pa.table(_joined(waiting), schema=schema))
@@ -152,7 +160,7 @@ def write(objects: Objects, path: str | os.PathLike[str], rows: int, seed: int =
             temporary.unlink()
 
 
-def _arrow_schema(objects: Objects, seed: int) -> Any:
+def _arrow_schema(objects: Objects, seed: int, process: str) -> Any:
     import pyarrow as pa
 
     columns = variables(objects)
@@ -169,18 +177,19 @@ def _arrow_schema(objects: Objects, seed: int) -> Any:
         "simulator": f"fluvial.apps.collider {objects}",
         "version": fluvial.__version__,
         "seed": str(seed),
+        "process": process,
         "units": ", ".join(f"{v.name}: {v.unit}" for v in columns),
         "note": "a stand-in with invented numbers, no real detector",
     }
     return pa.schema(fields, metadata=metadata)
 
 
-def _blocks(objects: Objects, rows: int, seed: int) -> Iterator[Table]:
+def _blocks(objects: Objects, rows: int, seed: int, process: str) -> Iterator[Table]:
     """Yield the table in blocks, each with random numbers of its own: a longer table begins like a shorter."""
-    chain = _chain(objects)
+    chain, process = _chain(objects), _process(process)
     for block, start in enumerate(range(0, rows, _BLOCK)):
         rng = np.random.Generator(np.random.PCG64([seed, block]))
-        context = _CONTEXTS[objects](rng, _BLOCK)
+        context = _CONTEXTS[objects](rng, _BLOCK, process)
         targets, total = chain.draw(context, rng)
         keep = min(_BLOCK, rows - start)
         yield {k: v[:keep] for k, v in {**context, **targets, LOG_DENSITY.name: total}.items()}
@@ -194,6 +203,12 @@ def _chain(objects: str) -> Chain:
     if objects not in CHAINS:
         raise DataError(f"no simulator of {objects!r}{nearest(objects, CHAINS)}")
     return CHAINS[objects]
+
+
+def _process(name: str) -> str:
+    if name not in PROCESSES:
+        raise DataError(f"no process {name!r}{nearest(name, PROCESSES)}")
+    return name
 
 
 def _whole(name: str, value: int, least: int) -> int:

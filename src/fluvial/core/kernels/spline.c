@@ -5,13 +5,20 @@
 #include "spline.h"
 
 Kernel spline_forward_any, spline_backward_any;
-#ifdef HAVE_AVX2
-/* One library for every node of a cluster: the right copy is picked where it runs. */
+#ifdef HAVE_avx2
 Kernel spline_forward_avx2, spline_backward_avx2;
-#define pick(kernel) (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kernel##_avx2 : kernel##_any)
+#define AVX2(kernel) __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kernel##_avx2 :
 #else
-#define pick(kernel) kernel##_any
+#define AVX2(kernel)
 #endif
+#ifdef HAVE_avx512
+Kernel spline_forward_avx512, spline_backward_avx512;
+#define AVX512(kernel) __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") ? kernel##_avx512 :
+#else
+#define AVX512(kernel)
+#endif
+/* One library for every node of a cluster: the right copy is picked where it runs. */
+#define pick(kernel) (AVX512(kernel) AVX2(kernel) kernel##_any)
 
 static void in_pieces(const Job *job, Kernel *kernel, long n, int threads) {
     const long piece = 64 * BLOCK;

@@ -1,4 +1,4 @@
-/* The kernels of spline.c: compiled once for every instruction set, under the names FORWARD and BACKWARD.
+/* The kernels of spline.c: compiled once for every instruction set.
  *
  * Elements go through in blocks: first each finds its bin (one pass over its logits), then a whole block is evaluated
  * side by side, in loops that compilers turn into vector instructions. Nothing is allocated. NaN in, NaN out.
@@ -6,9 +6,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "named.h"
 #include "spline.h"
 
-#define INLINE static inline __attribute__((always_inline))
+#define FORWARD NAMED(spline_forward)
+#define BACKWARD NAMED(spline_backward)
 
 enum { LANES = 8 };
 typedef float vector __attribute__((vector_size(32)));

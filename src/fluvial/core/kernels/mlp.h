@@ -1,0 +1,63 @@
+/* What mlp.c and its kernels share. */
+#ifndef FLUVIAL_MLP_H
+#define FLUVIAL_MLP_H
+
+/* Rows that go through the network together, what rows and columns of buffers are padded to, and how many buffers of
+ * the size of a hidden layer a thread has. */
+enum { TILE = 192, PAD = 32, BUFFERS = 5 };
+
+typedef enum { RELU, SILU, ELU, TANH, SIGMOID } Activation;
+
+/* A linear map, weight [out][in] and bias [out]. Where weights are masked, `reach` says for every output before which
+ * input its last weight stands, and `from` for every input the first output that sees it; null: all see all. */
+typedef struct {
+    const float *weight, *bias;
+    float *grad_weight, *grad_bias;
+    const int *reach, *from;
+    long out, in;
+} Linear;
+
+/* maps: first, hidden layers, gates, last. */
+typedef struct {
+    Linear *maps;
+    int inputs, context, width, outputs, hidden, gates, residual, activation, bf16;
+} Network;
+
+/* A weight matrix rearranged for products: columns in panels of PANEL, each [depth][PANEL], with the rows that count. */
+typedef struct {
+    float *values, *bias;
+    int *begin, *end;
+    long columns, depth;
+} Packed;
+
+typedef struct {
+    const Network *net;
+    const Packed *forward, *backward; /* a packed matrix for every map */
+    long n;
+    const float *x, *context, *grad_out;
+    float *out, *saved, *grad_x, *grad_context;
+} Pass;
+
+static inline long padded(long n, long to) { return (n + to - 1) / to * to; }
+
+/* What lies between rows of a buffer: whole blocks, and an odd number of cache lines, so that the rows of a panel do not
+ * share a few sets of the cache. */
+static inline long leading(long n) { return padded(n, PAD) + 16; }
+
+/* Whether backward needs what goes into the activation; otherwise what comes out of it is kept. */
+static inline int keeps_argument(const Network *net) { return net->activation == SILU; }
+
+static inline int slots(const Network *net) { return net->hidden + 1 + net->gates; }
+
+/* Floats of the sums of a map's gradients: weights [out, padded][in, padded], then bias. */
+static inline long sum_size(const Linear *map) { return padded(map->out, PAD) * (padded(map->in, PAD) + 1); }
+
+/* Bytes of a packed matrix; fill it in; work on the rows from tile `first` to before tile `last`. */
+typedef struct {
+    long (*pack_bytes)(const Linear *map, int transposed);
+    void (*pack)(const Linear *map, int transposed, int bf16, Packed *to);
+    void (*forward)(const Pass *pass, long first, long last, float *scratch);
+    void (*backward)(const Pass *pass, long first, long last, float *scratch, float *sums);
+} Kernels;
+
+#endif

@@ -1,0 +1,230 @@
+"""Whole conditioners by a kernel in C: what :class:`fluvial.nets.MLP` computes, a tile of rows at a time.
+
+The rows of a tile go through all layers while their activations are in the caches; bias, activation, gate and sum are
+made in the registers that hold a product, and weights that a mask holds at zero are not multiplied. The kernel serves
+float32 on a CPU, and PyTorch's operations everywhere else: results differ by rounding alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_int, c_long, c_void_p
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from fluvial.core import native
+
+if TYPE_CHECKING:
+    from fluvial.nets.mlp import MLP
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh)  # as the kernel counts them
+#: Fewer rows than this do not repay the rearranging of the weights.
+LEAST_ROWS = 16
+
+
+class _Linear(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "bias", "grad_weight", "grad_bias", "reach", "begin")),
+        ("outputs", c_long),
+        ("inputs", c_long),
+    )
+
+
+class _Network(Structure):
+    _fields_ = (
+        ("maps", POINTER(_Linear)),
+        *(
+            (name, c_int)
+            for name in (
+                *(
+                    "inputs",
+                    "context",
+                    "width",
+                    "outputs",
+                    "hidden",
+                    "gates",
+                    "residual",
+                    "activation",
+                    "bf16",
+                ),
+            )
+        ),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    found = native.library()
+    if found is not None:
+        found.fluvial_mlp_saved.argtypes = [POINTER(_Network), c_long]
+        found.fluvial_mlp_saved.restype = c_long
+        found.fluvial_mlp.argtypes = [POINTER(_Network), c_long, c_int] + [c_void_p] * 4
+        found.fluvial_mlp_backward.argtypes = [POINTER(_Network), c_long, c_int] + [c_void_p] * 6
+        found.fluvial_mlp.restype = found.fluvial_mlp_backward.restype = c_int
+    return found
+
+
+def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
+    """Return whether the kernel can take these rows through this network, as both now are."""
+    given = (x,) if context is None else (x, context)
+    return (
+        _library() is not None
+        and not _is_transformed()
+        and all(type(t) in (Tensor, nn.Parameter) and t.shape[:-1] == x.shape[:-1] for t in given)
+        and sum(t.shape[-1] for t in given) == net.first.in_features
+        and net.context == (0 if context is None else context.shape[-1])
+        and x.shape[:-1].numel() >= LEAST_ROWS
+        and not (net.bf16 and net.training and not _has_bf16())
+        and not (net.constant or net.norms or (net.dropout is not None and net.training))
+        and all(_serves_tensor(t) for t in (*given, *net.parameters()))
+    )
+
+
+def _is_transformed() -> bool:
+    """Return whether more than the numbers is asked for: a compiled or traced program, vmap and the like, autocast."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
+        or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[reportAttributeAccessIssue]
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def in_bf16(net: MLP) -> bool:
+    """Return whether the kernel shall multiply in bfloat16 now: where it is asked for and the processor can."""
+    return net.bf16 and net.training and _has_bf16()
+
+
+@cache
+def _has_bf16() -> bool:
+    library = _library()
+    return library is not None and bool(library.fluvial_has_bf16())
+
+
+def _serves_tensor(tensor: Tensor) -> bool:
+    return (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and forward_ad.unpack_dual(tensor).tangent is None
+    )
+
+
+def conditioner(net: MLP, x: Tensor, context: Tensor | None) -> Tensor:
+    """Return what the network gives for every row of ``x: [*batch, inputs]`` and ``context: [*batch, C]``."""
+    n = x.shape[:-1].numel()
+    rows = x.reshape(n, x.shape[-1]).contiguous()
+    context = None if context is None else context.reshape(n, context.shape[-1]).contiguous()
+    weights = [w.contiguous() for w in net.weights()]
+    tensors = (rows, context, *weights)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        out = _Conditioner.apply(net, *tensors)
+    else:
+        out = _forward(net, rows, context, weights, None)
+    return out.reshape(*x.shape[:-1], out.shape[-1])  # type: ignore[union-attr]
+
+
+class Prefixes:
+    """What :class:`fluvial.nets.Unfolding` gives, of a few coordinates, by the kernel: for each coordinate all units that
+    see no more than those before it, those of lower degree again.
+    """
+
+    def __init__(self, net: MLP, context: Tensor | None):
+        self.net, self.context = net, None if context is None else context.contiguous()
+        self.weights = [w.contiguous() for w in net.weights()]
+
+    def outputs(self, degree: int, x: Tensor, which: slice) -> Tensor:
+        """Return the outputs ``which``, whose degree is ``degree``, given ``x: [n, degree]``."""
+        net = self.net
+        assert net.degree_ends is not None
+        units = net.degree_ends[degree + 1]
+        (first, first_bias), *inner, (last, last_bias) = zip(
+            self.weights[::2], self.weights[1::2], strict=True
+        )
+        given = torch.cat((first[:units, :degree], first[:units, first.shape[1] - net.context :]), 1)
+        weights = [given, first_bias[:units]]
+        for i, (weight, bias) in enumerate(inner):
+            seen = units if i < len(net.hidden) else net.context
+            weights += [weight[:units, :seen].contiguous(), bias[:units]]
+        weights += [last[which, :units].contiguous(), last_bias[which]]
+        return _forward(net, x.contiguous(), self.context, weights, None)
+
+
+class _Conditioner(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, net: MLP, x: Tensor, context: Tensor | None, *weights: Tensor):  # type: ignore[override]
+        library = _library()
+        assert library is not None, "asked for a kernel although serves says no"
+        network = _network(net, x, weights)
+        saved = x.new_empty(library.fluvial_mlp_saved(byref(network), len(x)))
+        ctx.net = net
+        ctx.save_for_backward(x, context, saved, *weights)
+        return _forward(net, x, context, weights, saved)
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
+        x, context, saved, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to have a gradient
+            return (None, *_differentiable_gradients(ctx, x, context, weights, grad_out))
+        library = _library()
+        assert library is not None
+        need_x, need_context, *need_weights = ctx.needs_input_grad[1:]
+        grads = [torch.empty_like(w) for w in weights] if any(need_weights) else None
+        network = _network(ctx.net, x, weights, grads)
+        grad_x = torch.empty_like(x) if need_x else None
+        grad_context = torch.empty_like(context) if need_context else None
+        pointers = (x, context, grad_out.contiguous(), saved, grad_x, grad_context)
+        _run(library.fluvial_mlp_backward, network, len(x), pointers)
+        wanted = (g if need else None for g, need in zip(grads or weights, need_weights, strict=True))
+        return None, grad_x, grad_context, *wanted
+
+
+def _forward(
+    net: MLP, x: Tensor, context: Tensor | None, weights: Sequence[Tensor], saved: Tensor | None
+) -> Tensor:
+    library = _library()
+    assert library is not None
+    out = x.new_empty(len(x), len(weights[-1]))
+    _run(library.fluvial_mlp, _network(net, x, weights), len(x), (x, context, out, saved))
+    return out
+
+
+def _differentiable_gradients(
+    ctx, x: Tensor, context: Tensor | None, weights: list[Tensor], grad_out: Tensor
+):
+    inputs = (x, context, *weights)
+    needs = zip(inputs, ctx.needs_input_grad[1:], strict=True)
+    wanted = [t for t, need in needs if need and t is not None]
+    out = ctx.net.by_operations(x, context, weights)
+    grads = iter(torch.autograd.grad(out, wanted, grad_out, create_graph=True, allow_unused=True))
+    return [next(grads) if need else None for need in ctx.needs_input_grad[1:]]
+
+
+def _run(function: Any, network: _Network, rows: int, tensors: Sequence[Tensor | None]) -> None:
+    pointers = (None if t is None else t.data_ptr() for t in tensors)
+    if function(byref(network), rows, torch.get_num_threads(), *pointers):
+        raise MemoryError(f"No memory for the buffers of a conditioner of width {network.width}.")
+
+
+def _network(
+    net: MLP, x: Tensor, weights: Sequence[Tensor], grads: Sequence[Tensor] | None = None
+) -> _Network:
+    """Return the network as the kernel reads it; it points at the weights, which must outlive it.
+
+    The weights may be those of a part of the network's units, which then are as many as the weights say.
+    """
+    layers = net.linears()
+    maps = (_Linear * len(layers))()
+    for i, layer in enumerate(layers):
+        weight, bias = weights[2 * i], weights[2 * i + 1]
+        span = getattr(layer, "span", None) if weight.shape == layer.weight.shape else None
+        reach, begin = (None, None) if span is None else (t.data_ptr() for t in span)
+        grad = (None, None) if grads is None else (grads[2 * i].data_ptr(), grads[2 * i + 1].data_ptr())
+        maps[i] = _Linear(weight.data_ptr(), bias.data_ptr(), *grad, reach, begin, *weight.shape)
+    sizes = (x.shape[1], net.context, len(weights[0]), len(weights[-1]))
+    counts = (len(net.hidden), len(net.gates), net.residual, ACTIVATIONS.index(type(net.activation)))
+    return _Network(maps, *sizes, *counts, in_bf16(net))

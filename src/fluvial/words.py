@@ -1,0 +1,46 @@
+"""Words of the command line as values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fluvial.errors import DataError
+
+
+def is_folder(out: str) -> bool:
+    """Return whether an output is meant as a folder: it ends in a slash, or is one."""
+    return out.endswith("/") or Path(out).is_dir()
+
+
+def read_part(text: str | None) -> tuple[int, int]:
+    """Return ``i/n`` as two numbers; (0, 1) of nothing.
+
+    >>> read_part("3/8"), read_part(None)
+    ((3, 8), (0, 1))
+    """
+    if text is None:
+        return 0, 1
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise DataError(f"--part: expected i/n with 0 ≤ i < n, such as 0/8; found {text!r}.")
+    return int(first), int(second)
+
+
+def read_given(given: list[str] | None) -> dict[str, float]:
+    """Return ``NAME=NUMBER`` options as a dictionary.
+
+    >>> read_given(["Z=0.001"])
+    {'Z': 0.001}
+    """
+    values: dict[str, float] = {}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        name = name.strip()
+        try:
+            number = float(value)  # of "NAME" alone, the value is "", and no number
+        except ValueError:
+            raise DataError(f"--given: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
+        if name in values:
+            raise DataError(f"--given: expected {name} once; found {values[name]:g} and {number:g}.")
+        values[name] = number
+    return values
