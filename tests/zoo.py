@@ -218,6 +218,7 @@ FLOWS: dict[str, dict] = {
     "continuous, recalibrated": {
         "architecture": "continuous", "solver_steps": 4, "width": 12, "depth": 2, "map": {"bins": 0},
     },
+    "ensemble": {"architecture": "maf", "steps": 2, "width": 24, "members": 3},
 }  # fmt: skip
 
 #: Flows over numbers and levels. ``holder`` and ``angles`` are cut to the numbers of a case.
@@ -306,7 +307,7 @@ SOLVER: dict[str, float] = {"continuous": 1e-2, "continuous, recalibrated": 1e-2
 
 #: Flows that are no bijection, so no law of one holds for them, nor do they start at the base density: the components of
 #: a mixture must differ from the start, or they would never part.
-NO_BIJECTION = ("mixture", "mixture, diagonal")
+NO_BIJECTION = ("mixture", "mixture, diagonal", "ensemble")
 
 #: Flows that start only near the base density, and how near in log p at ordinary values: a mixture of kernels that differ
 #: is not exactly a normal.

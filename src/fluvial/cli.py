@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fluvial import at_scale
+from fluvial.apps.binaries.commands import app as binaries_app
 from fluvial.apps.collider.commands import app as collider_app
 from fluvial.apps.stars.commands import app as stars_app
 from fluvial.cli_infer import infer
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(binaries_app)
 app.add_typer(collider_app)
 app.command("infer")(infer)
 app.add_typer(stars_app)
@@ -58,6 +60,10 @@ def fit(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="With --resume: train until so many epochs in all.")
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many members, saved as one density.", show_default="the study's"),
+    ] = None,
     log: Annotated[
         list[str] | None, typer.Option(help="Report to tensorboard or mlflow too; may be repeated.")
     ] = None,
@@ -80,6 +86,8 @@ def fit(
         raise typer.BadParameter(
             "--epochs goes with --resume; of a new fit the study says it, under [training]"
         )
+    if ensemble is not None and resume is not None:
+        raise typer.BadParameter("--ensemble goes with a study; a run has its members already")
     with FitProgress() as progress:
         common: dict[str, Any] = {"check": not no_check, "on_event": progress.show, "loggers": log or ()}
         if resume is not None:
@@ -88,7 +96,7 @@ def fit(
             density = workflow.fit_or_resume(study, runs=runs, name=name, **common)
         else:
             assert study is not None
-            density = workflow.fit(study, runs=runs, name=name, **common)
+            density = workflow.fit(study, runs=runs, name=name, ensemble=ensemble, **common)
     if density.folder is None:  # one of several processes, and not the one that writes
         return
     folder = RunFolder.open(density.folder)

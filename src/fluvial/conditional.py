@@ -6,7 +6,8 @@ import math
 import operator
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ CHUNK = 8192
 #: a row does not hang on the number of its companions.
 DRAW_FROM_ROWS = 2048
 
+#: What to do with contexts outside the range of the training rows.
+Outside = Literal["warn", "raise", "allow"]
+
 
 class ExtrapolationWarning(UserWarning):
     """A density is asked about contexts outside the range that it was trained on."""
@@ -34,17 +38,50 @@ class ExtrapolationWarning(UserWarning):
 class Conditional:
     """p(target | context) at one context (``shape`` is ``()``) or at an array of them."""
 
-    def __init__(self, density: Density, context: Contexts):
+    def __init__(self, density: Density, context: Contexts, *, outside: Outside = "warn"):
         self.density = density
         self.shape = context.shape
         _check_support(context.scalars, density.schema.scalars, "context")
-        _warn_outside(context.scalars, density)
+        self._outside = np.broadcast_to(_look_outside(context.scalars, density, outside), self.shape)
         # Encoded here and now, once: whatever is asked of these contexts later starts from their features.
         self._features = density.features(context)
 
     def __repr__(self) -> str:
         at = f"{self.shape} contexts" if self.shape else "one context"
         return f"p({listed(self.density.schema.target_names)} | {at}) of {self.density!r}"
+
+    @property
+    def outside(self) -> np.ndarray:
+        """Whether each context is outside the range of the training rows, where it is a guess: bool, ``[*shape]``."""
+        return self._outside
+
+    def log_prob_members(self, events: Any) -> np.ndarray:
+        """Return log p of every member of an ensemble, ``[K, *batch]``; of any other density K is 1.
+
+        ``events`` are as in :meth:`log_prob`, which is the logarithm of the mean of the members' densities.
+        """
+        width = self._features.shape[-1] // len(self.density.members)
+        out = []
+        for number, member in enumerate(self.density.members):
+            alone = copy(self)
+            alone.density = member
+            # The features of the members lie side by side.
+            alone._features = self._features[..., number * width : (number + 1) * width]
+            out.append(alone.log_prob(events))
+        return np.stack(out)
+
+    def log_prob_spread(self, events: Any) -> np.ndarray:
+        """Return the standard deviation of log p over the members of an ensemble: how well the data have fixed it.
+
+        Where it is large, rows were too few, or too far, for the members to agree (the epistemic uncertainty). It is NaN
+        for a density that is no ensemble, and 0 where all members say −inf.
+        """
+        members = self.log_prob_members(events)
+        if len(members) == 1:
+            return np.full(members.shape[1:], np.nan)
+        same = (members == members[0]).all(axis=0)
+        with np.errstate(invalid="ignore"):
+            return np.where(same, 0.0, members.std(axis=0, ddof=1))
 
     def sample(self, draws: int, *, seed: int | None = None) -> np.ndarray:
         """Draw from the density.
@@ -334,8 +371,11 @@ def _check_support(values: np.ndarray, columns: tuple[Column, ...], what: str) -
             )
 
 
-def _warn_outside(context: np.ndarray, density: Density) -> None:
-    """Warn of contexts outside the range of the table that the density was fitted to."""
+def _look_outside(context: np.ndarray, density: Density, outside: Outside) -> np.ndarray:
+    """Return which contexts are outside the range of the table that the density was fitted to; warn of them, or raise."""
+    if outside not in get_args(Outside):
+        raise DataError(f"outside: expected one of {', '.join(get_args(Outside))}; got {outside!r}.")
+    found = np.zeros(context.shape[:-1], dtype=bool)
     for i, column in enumerate(density.schema.scalars):
         if column.name not in density.context_range or not context.size:
             continue
@@ -343,13 +383,17 @@ def _warn_outside(context: np.ndarray, density: Density) -> None:
         values = context[..., i]
         slack = 1e-6 * (high - low)  # a context that went through float32 is the same context
         far = (values < low - slack) | (values > high + slack)
-        if far.any():
-            warnings.warn(
-                f"{column.name} = {values[far].flat[0]:g} is outside the range of the table, {low:g} to {high:g}"
-                f"{_unit(column)} ({int(far.sum())} of {far.size} values): what the density says there is a guess.",
-                ExtrapolationWarning,
-                stacklevel=4,
-            )
+        found |= far
+        if outside == "allow" or not far.any():
+            continue
+        what = (
+            f"{column.name} = {values[far].flat[0]:g} is outside the range of the table, {low:g} to {high:g}"
+            f"{_unit(column)} ({int(far.sum())} of {far.size} values)"
+        )
+        if outside == "raise":
+            raise DataError(f'{what}; stay within it, or take a guess with outside="allow".')
+        warnings.warn(f"{what}: what the density says there is a guess.", ExtrapolationWarning, stacklevel=4)
+    return found
 
 
 def _structured(x: np.ndarray, columns: tuple[Column, ...]) -> np.ndarray:

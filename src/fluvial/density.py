@@ -17,6 +17,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from fluvial import __version__
-from fluvial.conditional import Conditional, ExtrapolationWarning, listed
+from fluvial.conditional import Conditional, ExtrapolationWarning, Outside, listed
 from fluvial.contexts import Contexts, stack_contexts
 from fluvial.data.choice import CLIP
 from fluvial.data.schema import Column, Schema
@@ -35,12 +36,13 @@ from fluvial.data.transforms import ColumnTransforms
 from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
 from fluvial.flows.encoded import ArrayKind, EncodedFlow, build_encoded_flow
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.recalibrated import recalibrated
 from fluvial.novelty import Novelty
 
-#: Format 1 knows continuous columns only, format 2 neither array columns nor recalibration; a density is written in the
-#: first that holds it.
+#: Format 1 knows continuous columns only, format 2 neither array columns, ensembles nor recalibration; a density is
+#: written in the first that holds it.
 FORMAT = 3
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -111,13 +113,26 @@ class Density:
         mended = ""
         if self.recalibration is not None:
             mended = f", recalibrated on {self.recalibration['rows']:,} {self.recalibration['split']} rows"
-        what = f"{encoder}{self.architecture}, {weights:,} weights{mended}"
+        ensemble = f"ensemble of {len(self.flow.members)} " if isinstance(self.flow, EnsembleFlow) else ""
+        what = f"{encoder}{ensemble}{self.architecture}, {weights:,} weights{mended}"
         return f"Density p({targets} | {context}): {what}{measure}"
 
     @property
     def plain(self) -> bool:
         """Whether every target is continuous, so that the density is one per unit of each."""
         return all(c.plain or c.period is not None for c in self.schema.targets)
+
+    @property
+    def members(self) -> list[Density]:
+        """The members of an ensemble, each a density of its own; of any other density, itself alone."""
+        if not isinstance(self.flow, EnsembleFlow):
+            return [self]
+        out = []
+        for flow in self.flow.members:
+            member = copy(self)
+            member.flow = flow
+            out.append(member)
+        return out
 
     @property
     def reference_measure(self) -> str:
@@ -128,13 +143,16 @@ class Density:
         """
         return self.schema.reference_measure
 
-    def given(self, table: Any = None, /, **context: ArrayLike) -> Conditional:
+    def given(self, table: Any = None, /, *, outside: Outside = "warn", **context: ArrayLike) -> Conditional:
         """Return p(target | context) at one context or at many.
 
         Parameters
         ----------
         table
             A table (dict of arrays, pandas, polars or Arrow table, structured array) with the context columns.
+        outside
+            What to do with contexts outside the range of the training rows, where the density is a guess: ``warn``,
+            ``raise``, or ``allow``. :attr:`Conditional.outside` marks them.
         **context
             Or the context columns by name, in their units: numbers, or arrays that broadcast to one shape. An array
             column (a spectrum) is ``[*shape, length]``.
@@ -143,13 +161,13 @@ class Density:
         ------
         DataError
             If a column is missing or unknown, a value is not finite or outside its column's support, or an array is not
-            on the grid that the density knows.
+            on the grid that the density knows; or, if it is to be refused, outside the range of the training rows.
 
         Warns
         -----
         ExtrapolationWarning
-            If a value is outside the range of the training rows, or an array further from their mean than they are (or
-            nearer): there nothing was learnt.
+            Unless told otherwise, if a value is outside the range of the training rows, or an array further from their
+            mean than they are (or nearer): there nothing was learnt.
         """
         names = self.schema.context_names
         if table is not None and context:
@@ -158,7 +176,8 @@ class Density:
             if name not in names:
                 expected = f"context columns {listed(names)}" if names else "no context"
                 raise DataError(f"Expected {expected}; got {name!r}{nearest(name, names)}")
-        return Conditional(self, stack_contexts(table if table is not None else context, self.schema))
+        asked = stack_contexts(table if table is not None else context, self.schema)
+        return Conditional(self, asked, outside=outside)
 
     def features(self, context: Contexts) -> torch.Tensor:
         """Return what the flow knows of contexts, ``[*shape, F]``: coded scalars, and what an encoder makes of arrays.
@@ -170,7 +189,8 @@ class Density:
         with torch.no_grad():
             if not context.arrays:
                 return self._encode_scalars(scalars)
-            assert isinstance(self.flow, EncodedFlow)
+            first = self.members[0].flow  # members of an ensemble standardise arrays alike
+            assert isinstance(first, EncodedFlow)
             count = math.prod(context.shape)
             flat = scalars.reshape(count, scalars.shape[-1])  # no −1: there may be no scalars
             arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
@@ -178,7 +198,7 @@ class Density:
             for start in range(0, max(count, 1), ENCODED_ROWS):
                 rows = slice(start, start + ENCODED_ROWS)
                 pixels = [torch.from_numpy(np.array(a[rows])) for a in arrays]
-                distances.append(torch.stack(self.flow.distances(pixels), -1))
+                distances.append(torch.stack(first.distances(pixels), -1))
                 parts.append(self.flow.encode(torch.cat([flat[rows], *pixels], -1)))
         self._warn_far(torch.cat(distances).numpy())
         features = torch.cat(parts)
@@ -225,6 +245,24 @@ class Density:
         """Return log p(target | context) in nats for every row of a table that holds targets and context."""
         return self.given(table if self.schema.context else None).log_prob(table)
 
+    def log_prob_tensor(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        """Return log p(x | context) in nats per unit of every target, with gradients to both.
+
+        For samplers that follow gradients. ``x: [*batch, D]`` and ``context: [*batch, C]`` are tensors in the order and
+        the units of the columns; their batch shapes broadcast. Of float64 tensors the flow is evaluated in float64. Where
+        x is outside the support the result is −inf, with a gradient of zero; contexts outside the range of the training
+        rows are taken without a word.
+
+        Raises
+        ------
+        DataError
+            If a shape or type does not fit, a context is outside its support, or a column has atoms or whole numbers, to
+            which there is no gradient.
+        """
+        from fluvial.differentiable import log_prob_tensor
+
+        return log_prob_tensor(self, x, context)
+
     def save(self, folder: str | Path) -> None:
         """Write ``density.json`` and ``weights.safetensors`` into a folder, each file at once or not at all."""
         self.save_description(folder)
@@ -249,13 +287,15 @@ class Density:
         }
         if self.recalibration is not None:
             description["recalibration"] = self.recalibration
+        if isinstance(self.flow, EnsembleFlow):
+            description["ensemble"] = len(self.flow.members)
         if self.encoder is not None:
             description |= {"encoder": self.encoder, "array_range": self.array_range}
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
 
     def _format(self) -> int:
-        if self.schema.arrays or self.recalibration is not None:
+        if self.schema.arrays or self.recalibration is not None or isinstance(self.flow, EnsembleFlow):
             return 3
         return 1 if all(c.plain for c in self.schema.columns) else 2
 
@@ -305,6 +345,7 @@ class Density:
                 context=context.layout.width,
                 arrays=array_kinds(schema.arrays),
                 encoder=description.get("encoder"),
+                members=description.get("ensemble", 1),
                 **options,
             )
         recalibration = description.get("recalibration")

@@ -127,6 +127,10 @@ class RunFolder:
         text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.path / name, (text + "\n").encode())
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return what a JSON file of the run holds; raise :class:`~fluvial.errors.RunError` if it is damaged."""
+        return _read_json(self.path / name)
+
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         line = json.dumps(_plain(metrics), allow_nan=False) + "\n"

@@ -75,6 +75,17 @@ class Checks(_Strict):
     gain_error: float | None = None
 
 
+class Member(_Strict):
+    """A member of an ensemble, whose run is under ``members/``."""
+
+    name: str
+    seed: int
+    status: Status
+    epochs: int
+    best_loss: float | None
+    seconds: float = Field(description="of training")
+
+
 class Nothing(_Strict):
     """An empty table."""
 
@@ -108,6 +119,9 @@ class Record(_Strict):
     resumed: list[Resumed]
     recalibrated: dict[str, Any] | None = Field(
         default=None, description="of a run that recalibrate made: of which run, on which rows"
+    )
+    ensemble: list[Member] = Field(
+        default=[], description="the members that have begun; then `training` is of all of them"
     )
     versions: dict[str, str]
     machine: Machine

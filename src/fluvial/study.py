@@ -39,6 +39,7 @@ from fluvial.flows.mixed import SHARED, build_mixed_flow
 from fluvial.nets.encoders import DEFAULT
 from fluvial.study_columns import ColumnSection, Section
 from fluvial.study_encoder import encoder_model, encoder_values
+from fluvial.study_holdout import read_holdout, without
 from fluvial.study_training import Seed, TrainingSection
 from fluvial.study_tuning import TuneSection
 
@@ -113,6 +114,15 @@ class DataSection(Section):
         default=None,
         description="a condition; only rows for which it holds are used: `Mass_0 < 100 and Z > 0.001`",
     )
+    holdout: Annotated[str | None, BeforeValidator(read_holdout)] = Field(
+        default=None,
+        description="contexts that are left out of train, validation and test, and on which the fit is judged "
+        "afterwards: `[{ Z = 0.001, alpha = 3.0 }]`, or a condition",
+    )
+    weight: str | None = Field(
+        default=None,
+        description="a column with the weight of each row, not negative: how often it stands for others like it",
+    )
     derive: dict[str, str] = Field(
         default={}, description='columns made of others, by name: `ptRatio = "Jet_pt / GenJet_pt"`'
     )
@@ -138,8 +148,15 @@ class DataSection(Section):
     def _expressions(self) -> DataSection:
         if self.where is not None:
             parse_expression(self.where, "[data] where", "condition")
+        if self.holdout is not None:
+            parse_expression(self.holdout, "[data] holdout", "condition")
         in_source_columns(parse_derived(self.derived))
         return self
+
+    @property
+    def fitted(self) -> str | None:
+        """The condition of the rows that are fitted: those of ``where`` that are not held out; none: all."""
+        return without(self.where, self.holdout)
 
     @property
     def derived(self) -> dict[str, str]:
@@ -275,6 +292,10 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> Study:
                 f"{where}: [columns.{name}] is neither a target nor a context column"
                 f"{nearest(name, used)} Or is it the name under [data] that is misspelt?"
             )
+    if study.data.weight in used:
+        raise StudyError(
+            f"{where}: [data] weight = {study.data.weight!r} is a target or context column; expected one of its own."
+        )
     if study.check.truth in used:
         raise StudyError(
             f"{where}: [check] truth = {study.check.truth!r} is a target or context column; expected one "

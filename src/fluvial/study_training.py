@@ -95,6 +95,10 @@ class TrainingSection(Section):
     compile: bool = Field(
         default=False, description="compile the flow with torch.compile; the record says what it cost"
     )
+    ensemble: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=1,
+        description="so many members, whose seeds follow on `seed`, are trained in turn and saved as one density",
+    )
     seed: Seed = Field(default=0, description="decides the initial weights and the order of rows")
 
     def batch_rows(self, rows: int) -> int:

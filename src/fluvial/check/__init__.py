@@ -36,6 +36,7 @@ from fluvial.check.conditional import (
     representative_contexts,
 )
 from fluvial.check.divergence import js_divergence, kl_divergence, nll
+from fluvial.check.energy import energy_test
 from fluvial.check.ensemble import seed_sensitivity
 from fluvial.check.extrapolation import extrapolation, neighbour_ratio
 from fluvial.check.levels import level_probabilities
@@ -46,6 +47,7 @@ from fluvial.check.scores import compare_scores, crps, energy_score
 from fluvial.check.support import normalisation, outside_support
 from fluvial.check.tails import tail_rates
 from fluvial.check.twosample import kolmogorov_smirnov, mmd, sliced_wasserstein, wasserstein
+from fluvial.check.weights import effective_rows, equal_rows
 
 __all__ = [
     "CellDifferences",
@@ -61,7 +63,10 @@ __all__ = [
     "coverage",
     "coverage_curve",
     "crps",
+    "effective_rows",
     "energy_score",
+    "energy_test",
+    "equal_rows",
     "extrapolation",
     "hpd_values",
     "in_batches",

@@ -136,20 +136,20 @@ class ColumnTransforms:
         self.names = list(names)
         self.steps = [list(s) for s in steps]
         self.reasons = dict(reasons or {})
-        self._codes = [_Code(s) for s in self.steps]
+        self.codes = [_Code(s) for s in self.steps]
         numbers, levels, holder, angles = 0, [], [], []
-        for code in self._codes:
+        for code in self.codes:
             numbers += code.numbers
             holder += [len(levels) if code.kind == "atoms" else None] * code.numbers
             angles += [code.kind == "angle"] * code.numbers
             levels += [code.size] * code.levels
-        indicators = sum(len(c.values) for c in self._codes if c.kind == "indicators")
+        indicators = sum(len(c.values) for c in self.codes if c.kind == "indicators")
         self.layout = Layout(numbers, tuple(levels), tuple(holder), tuple(angles), indicators)
 
     @property
     def coded_names(self) -> list[str]:
         """The column behind each coded number, level and indicator, in their order."""
-        pairs = list(zip(self.names, self._codes, strict=True))
+        pairs = list(zip(self.names, self.codes, strict=True))
         numbers = [name for name, code in pairs for _ in range(code.numbers)]
         others = ((n, len(c.values) if c.kind == "indicators" else c.levels) for n, c in pairs)
         return numbers + [name for name, count in others for _ in range(count)]
@@ -176,7 +176,7 @@ class ColumnTransforms:
         logdet = np.zeros(values.shape[:-1])
         numbers: list[np.ndarray] = []
         levels: list[np.ndarray] = []
-        for i, code in enumerate(self._codes):
+        for i, code in enumerate(self.codes):
             for number, log_slope in code.encode(values[..., i]):
                 numbers.append(number)
                 logdet = logdet + log_slope
@@ -192,7 +192,7 @@ class ColumnTransforms:
         coded = np.asarray(coded, dtype=np.float64)
         number, level = 0, self.layout.numbers
         out = np.empty((*coded.shape[:-1], len(self.names)))
-        for i, code in enumerate(self._codes):
+        for i, code in enumerate(self.codes):
             z = coded[..., number] if code.numbers else None
             k = coded[..., level] if code.levels else None
             out[..., i] = code.decode(z, k)

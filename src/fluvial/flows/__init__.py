@@ -6,6 +6,7 @@ from fluvial.flows.build import ARCHITECTURES, build_flow
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
 from fluvial.flows.encoded import ArrayKind, EncodedFlow, build_encoded_flow
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
 from fluvial.flows.mixed import MixedFlow, build_mixed_flow
 from fluvial.flows.mixture import MixtureOfGaussians
@@ -25,6 +26,7 @@ __all__ = [
     "CouplingSpline",
     "DiagonalGaussian",
     "EncodedFlow",
+    "EnsembleFlow",
     "FlowDistribution",
     "FullGaussian",
     "Gaussianization",

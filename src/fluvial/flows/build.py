@@ -12,6 +12,7 @@ from fluvial.flows.amortized import DiagonalGaussian, FullGaussian, Gaussianizat
 from fluvial.flows.autoregressive import MAF, AutoregressiveSpline
 from fluvial.flows.continuous import ContinuousFlow
 from fluvial.flows.coupling import CouplingAffine, CouplingSpline
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixture import MixtureOfGaussians
 from fluvial.flows.point import PointRegression
@@ -92,9 +93,11 @@ _TRUNK: dict[str, tuple[Any, Any]] = {"trunk": (int, 0)}
 
 
 def build_flow(
-    architecture: str, *, targets: int, context: int, trunk: int = 0, **options: Any
+    architecture: str, *, targets: int, context: int, trunk: int = 0, members: int = 1, **options: Any
 ) -> AbstractFlow:
     """Build a flow by name; with ``trunk``, over so many features that one network makes of the context.
+
+    With more than one of ``members``, build an ensemble of them.
 
     >>> build_flow("maf", targets=2, context=1, steps=3).targets
     2
@@ -107,6 +110,9 @@ def build_flow(
         If the flow is one of zuko's, and zuko is not installed.
     """
     make = find_architecture(architecture)
+    if members > 1:
+        sizes = {"targets": targets, "context": context, "trunk": trunk}
+        return EnsembleFlow([build_flow(architecture, **sizes, **options) for _ in range(members)])
     try:
         return with_trunk(
             lambda columns: make(targets=targets, context=columns, **options), context=context, trunk=trunk

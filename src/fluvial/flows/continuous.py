@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.types import _size
 
 from fluvial.core import Bijection
-from fluvial.flows.flow import ConditionalFlow, FlowDistribution
+from fluvial.flows.flow import ConditionalFlow, FlowDistribution, weighted_mean
 from fluvial.flows.transformer import check_sizes
 from fluvial.nets.mlp import INPUT_RANGE, draw_in
 
@@ -287,7 +287,12 @@ class ContinuousFlow(ConditionalFlow):
         return _ContinuousDistribution(self, self.checked(context))
 
     def loss(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the mean square of what the velocity misses, per target: 1 + 1 for a standard normal target at v = 0.
 
@@ -302,7 +307,7 @@ class ContinuousFlow(ConditionalFlow):
         z = torch.randn(x.shape, generator=generator, **like)
         velocity = self.bijection.velocity
         missed = velocity((1 - time) * z + time * x, time, velocity.steer(context)) - (x - z)
-        return missed.square().mean()
+        return weighted_mean(missed.square().mean(-1), weight)
 
 
 class _ContinuousDistribution(FlowDistribution):

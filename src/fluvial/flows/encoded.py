@@ -82,10 +82,15 @@ class EncodedFlow(AbstractFlow):
         return self.flow.given_features(features)
 
     def loss(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss of the flow at the features."""
-        return self.flow.loss(x, self._features(context), generator=generator)
+        return self.flow.loss(x, self._features(context), weight=weight, generator=generator)
 
     def calibrate(self, x: Tensor, context: Tensor | None) -> None:
         """Let the flow do so at the features."""

@@ -69,16 +69,27 @@ class AbstractFlow(nn.Module):
         """Set what is estimated on the validation rows, and not trained, if the flow is ``calibrated``."""
 
     def loss(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the scalar that training makes small: the mean of −log p(x | context), in nats.
 
-        ``x: [n, D]``, ``context: [n, C]``; ``generator`` is for architectures whose loss draws random numbers.
+        ``x: [n, D]``, ``context: [n, C]``; ``weight: [n]`` multiplies what each row adds, and is 1 on average over all
+        rows; ``generator`` is for architectures whose loss draws random numbers.
         """
-        return -self(context).log_prob(x).mean()
+        return -weighted_mean(self(context).log_prob(x), weight)
 
     def backward(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Add the gradient of :meth:`loss` to that of the parameters, and return the loss, detached.
 
@@ -90,7 +101,8 @@ class AbstractFlow(nn.Module):
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
             share = len(x[part]) / len(x)
-            loss = share * self.loss(x[part], None if context is None else context[part], generator=generator)
+            given, weights = (None if t is None else t[part] for t in (context, weight))
+            loss = share * self.loss(x[part], given, weight=weights, generator=generator)
             loss.backward()
             total += loss.detach()
         return total
@@ -143,6 +155,11 @@ class ConditionalFlow(AbstractFlow):
             If the last dimension of the context is not what the flow was built for.
         """
         return FlowDistribution(self, self.checked(context))
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the mean of ``values: [n]``, each times its weight if there are weights."""
+    return values.mean() if weight is None else (weight * values).mean()
 
 
 def make_base(kind: Base, dim: int) -> StandardNormal | StudentT:

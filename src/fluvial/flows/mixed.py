@@ -25,7 +25,8 @@ from torch.types import _size
 from fluvial.core import Permutation
 from fluvial.errors import StudyError
 from fluvial.flows.build import architecture_options, build_flow
-from fluvial.flows.flow import AbstractFlow, ConditionalFlow, ContextDistribution
+from fluvial.flows.ensemble import EnsembleFlow
+from fluvial.flows.flow import AbstractFlow, ConditionalFlow, ContextDistribution, weighted_mean
 from fluvial.flows.held import cannot_hold, hold, presence
 from fluvial.flows.trunk import with_trunk
 from fluvial.nets import MLP
@@ -152,15 +153,21 @@ class MixedFlow(AbstractFlow):
         return MixedDistribution(self, self.checked(context))
 
     def loss(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the mean of −log P(b | c) and the loss of the flow over the numbers, that need not be −log p."""
         if self.flow is None or self.flow.loss_is_nll:
-            return -self(context).log_prob(x).mean()
+            return -weighted_mean(self(context).log_prob(x), weight)
         context = self.checked(context)
         number, level = x.split((self.numbers, len(self.levels.sizes)), -1)
-        loss = self.flow.loss(number, self.inner_context(level, context), generator=generator)
-        return loss - self.levels.log_prob(level, context).mean()
+        inner = self.inner_context(level, context)
+        loss = self.flow.loss(number, inner, weight=weight, generator=generator)
+        return loss - weighted_mean(self.levels.log_prob(level, context), weight)
 
     def inner_context(self, levels: Tensor, context: Tensor | None) -> Tensor | None:
         """Return the context of the flow over the numbers: ``context`` and one-hot levels."""
@@ -284,6 +291,7 @@ def build_mixed_flow(
     angles: Sequence[bool] = (),
     context: int,
     trunk: int = 0,
+    members: int = 1,
     **options: Any,
 ) -> AbstractFlow:
     """Build a flow over numbers and levels from an architecture and its options; without either, the architecture's own.
@@ -305,6 +313,8 @@ def build_mixed_flow(
         Number of context columns.
     trunk : int
         With it, levels and numbers see so many features that one network makes of the context.
+    members : int
+        With more than one, an ensemble of so many such flows.
 
     Raises
     ------
@@ -315,6 +325,10 @@ def build_mixed_flow(
     >>> flow(torch.zeros(5, 3)).sample((4,)).shape
     torch.Size([4, 5, 2])
     """
+    if members > 1:
+        layout = {"numbers": numbers, "levels": levels, "holder": holder, "angles": angles}
+        same = partial(build_mixed_flow, architecture, **layout, context=context, trunk=trunk, **options)
+        return EnsembleFlow([same() for _ in range(members)])
     if not levels and not any(angles):
         return build_flow(architecture, targets=numbers, context=context, trunk=trunk, **options)
     if trunk:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fluvial.core import Bijection
 from fluvial.flows.amortized import Numbers
-from fluvial.flows.flow import ConditionalFlow
+from fluvial.flows.flow import ConditionalFlow, weighted_mean
 from fluvial.flows.transformer import check_sizes
 
 #: Smallest standard deviation of residuals, in those of the targets.
@@ -83,10 +83,16 @@ class PointRegression(ConditionalFlow):
         super().__init__(Residual(targets, context, **network), targets=targets, context=context)
 
     def loss(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the mean square of the residuals, over rows and targets."""
-        return (x - self.bijection.mean(self.checked(context))).square().mean()
+        residual = x - self.bijection.mean(self.checked(context))
+        return weighted_mean(residual.square().mean(-1), weight)
 
     def calibrate(self, x: Tensor, context: Tensor | None) -> None:
         """Set the covariance to that of the residuals of ``x: [n, D]``: their mean square about zero."""

@@ -63,10 +63,15 @@ class TrunkedFlow(AbstractFlow):
         self.flow.calibrate(x, self._features(context))
 
     def loss(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss of the flow at the trunk's features."""
-        return self.flow.loss(x, self._features(context), generator=generator)
+        return self.flow.loss(x, self._features(context), weight=weight, generator=generator)
 
     def _features(self, context: Tensor | None) -> Tensor:
         checked = self.checked(context)

@@ -21,7 +21,7 @@ from fluvial.flows.flow import AbstractFlow
 from fluvial.train import finder
 from fluvial.train.checkpoint import Checkpoint, named
 from fluvial.train.distributed import Group
-from fluvial.train.metrics import Conditioning, mean_loss
+from fluvial.train.metrics import Conditioning, by_weight, mean_loss
 from fluvial.train.optim import (
     Average,
     batches_in_a_step,
@@ -73,6 +73,9 @@ class Trainer:
         Asked after every step; a text ends training there, with that text as the reason.
     group : Group
         The processes that train together; this one alone by default.
+    weighted : bool
+        Whether the last column of the context, in ``batches`` and ``validation``, is the weight of the row: what it adds
+        to the loss is multiplied by it.
     """
 
     def __init__(
@@ -85,14 +88,16 @@ class Trainer:
         seed: int = 0,
         stop: Callable[[], str | None] = lambda: None,
         group: Group | None = None,
+        weighted: bool = False,
     ):
         self.flow, self.batches, self.validation, self.options = flow, batches, validation, options
+        self.weighted = weighted
         self.seed, self.stop, self.group = seed, stop, group or Group()
         self.place = Place()
         self.device = validation[0].device
         self.optimizer = make_optimizer(flow.parameters(), options, finder.FALLBACK)
         self.average = Average(flow, options.ema) if options.ema else None
-        self.conditioning = Conditioning(*validation)
+        self.conditioning = Conditioning(validation[0], *self._parted(validation[1]))
         self.best = copy_of(flow)
         self.compile_seconds: float | None = None  # of the first step, compilation included
         self.search_seconds: float | None = None  # for the learning rate, if it was searched for
@@ -168,12 +173,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        context, weight = self._parted(context)
         mine = self.group.piece(len(x))
         share = (mine.stop - mine.start) / len(x)
         loss = x.new_zeros(())
         if share:
             with self._randomness(number):
-                loss = share * self.flow.backward(x[mine], context[mine], generator=self._generator)
+                weights = None if weight is None else weight[mine]
+                loss = share * self.flow.backward(
+                    x[mine], context[mine], weight=weights, generator=self._generator
+                )
         if self.options.compile and self.compile_seconds is None:
             self.compile_seconds = time.perf_counter() - began
         stop = self.stop()
@@ -208,7 +217,7 @@ class Trainer:
         if place.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
         if place.rollbacks >= self.options.rollbacks:
-            diagnosis = diagnose(self.flow, x, context)
+            diagnosis = diagnose(self.flow, x, self._parted(context)[0])
             self.flow.load_state_dict(self.best)
             raise TrainingError(diverged(place, diagnosis), diagnosis)
         self._restore(self._sound)
@@ -224,11 +233,14 @@ class Trainer:
             if self.flow.calibrated:
                 self.flow.eval()
                 with torch.no_grad():
-                    self.flow.calibrate(*self.validation)
+                    x, context = self.validation
+                    context, weight = self._parted(context)
+                    rows = slice(None) if weight is None else by_weight(weight, len(weight))
+                    self.flow.calibrate(x[rows], context[rows])
             train_loss = place.loss_total / place.loss_rows if place.loss_rows else math.nan
             if not self.flow.loss_is_nll:
-                train_loss = mean_loss(self.flow, *self._first_rows(), group=self.group)
-            loss = mean_loss(self.flow, *self.validation, group=self.group)
+                train_loss = self._mean_loss(*self._first_rows())
+            loss = self._mean_loss(*self.validation)
             conditioning = self._conditioning()
             # Not before: while others are asked for their part, this process may find that they are gone.
             place.ended = place.batch == len(self.batches)
@@ -266,6 +278,14 @@ class Trainer:
             best_loss=place.best_loss,
             stopped=reason,
         )
+
+    def _mean_loss(self, x: Tensor, context: Tensor) -> float:
+        context, weight = self._parted(context)
+        return mean_loss(self.flow, x, context, weight=weight, group=self.group)
+
+    def _parted(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the context and the weights that lie in its last column, if there are any."""
+        return (context[:, :-1], context[:, -1]) if self.weighted else (context, None)
 
     # --- its parts ---------------------------------------------------------------------------------------
 

@@ -31,20 +31,29 @@ CHUNK = 4096
 
 
 def mean_loss(
-    flow: AbstractFlow, x: Tensor, context: Tensor, *, chunk: int = CHUNK, group: Group | None = None
+    flow: AbstractFlow,
+    x: Tensor,
+    context: Tensor,
+    *,
+    weight: Tensor | None = None,
+    chunk: int = CHUNK,
+    group: Group | None = None,
 ) -> float:
     """Return the mean of −log p(x | context) over all rows, in nats; ``inf`` where it is not finite.
 
+    With ``weight: [n]`` each row counts so many times.
     In a ``group`` every process evaluates its piece of the rows.
     """
     flow.eval()
     group = group or Group()
     piece = group.piece(len(x))
     total = torch.zeros(1, dtype=torch.float64)
+    weights = x.new_ones(len(x)) if weight is None else weight
+    parts = (t[piece].split(chunk) for t in (x, context, weights))
     with torch.no_grad():
-        for a, b in zip(x[piece].split(chunk), context[piece].split(chunk), strict=True):
-            total -= flow(b).log_prob(a).double().sum().cpu()
-    mean = float(group.total(total)) / len(x)
+        for a, b, w in zip(*parts, strict=True):
+            total -= (w * flow(b).log_prob(a)).double().sum().cpu()
+    mean = float(group.total(total)) / float(weights.double().sum())
     return mean if math.isfinite(mean) else math.inf
 
 
@@ -52,11 +61,12 @@ class Conditioning:
     """The conditioning of a flow on fixed rows, bins and random numbers: it changes only as the flow does.
 
     ``x: [n, D]``, ``context: [n, C]``. Without a context there is one bin of all rows. Of more columns than
-    :data:`MOST_COLUMNS` (a spectrum), bins are of the principal components of the rows.
+    :data:`MOST_COLUMNS` (a spectrum), bins are of the principal components of the rows. With ``weight: [n]`` rows are
+    taken as often as their weights say.
     """
 
-    def __init__(self, x: Tensor, context: Tensor):
-        kept = _evenly(len(x), CONDITIONING_ROWS)
+    def __init__(self, x: Tensor, context: Tensor, weight: Tensor | None = None):
+        kept = _evenly(len(x), CONDITIONING_ROWS) if weight is None else by_weight(weight, CONDITIONING_ROWS)
         self.x, self.context = x[kept], context[kept]
         many = context.shape[1] > MOST_COLUMNS
         self.binned = principal_components(self.context) if many else self.context
@@ -144,6 +154,14 @@ def _drawn_pit(flow: AbstractFlow, x: Tensor, context: Tensor) -> Tensor:
     ties = (draws == x).sum(0)  # where values are discrete: the rank is any of theirs
     pit = ((draws < x).sum(0) + within * (ties + 1)) / (DRAWS + 1)
     return torch.where(draws.isfinite().all(0), pit, torch.nan)
+
+
+def by_weight(weight: Tensor, most: int) -> Tensor:
+    """Return numbers of rows at equal steps of the sum of their weights."""
+    share = weight.double().cumsum(0) / weight.double().sum()
+    number = min(len(weight), most)
+    steps = (torch.arange(number, dtype=torch.float64, device=weight.device) + 0.5) / number
+    return torch.searchsorted(share, steps).clamp(max=len(weight) - 1)
 
 
 def _evenly(rows: int, most: int) -> Tensor:

@@ -271,7 +271,7 @@ def given_context(density: Density, given: Mapping[str, float]) -> None:
             f"Expected a value for every context column ({', '.join(names)}), or a table of contexts; "
             f"missing: {', '.join(missing)}."
         )
-    density.given(**given)
+    density.given(given)
 
 
 #: What may differ between the command that began and one that goes on.

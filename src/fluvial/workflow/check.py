@@ -96,8 +96,10 @@ def run_checks(
 ) -> dict[str, Any]:
     """Run all checks, write results and arrays into the run folder, and return a summary for the record.
 
-    The novelty score and the conformal regions of the density are made and written too.
+    Where rows have weights, checks and figures are of rows drawn in proportion to them. The novelty score and the
+    conformal regions of the density are made and written too.
     """
+    rows = rows.equal(study.check.seed)
     table, truth, seed = rows.part("test"), rows.truth_part("test"), study.check.seed
     results, arrays = compute_checks(density, table, truth, study, tell)
     cells, names = trust.compare_cells(density, rows, seed, tell)

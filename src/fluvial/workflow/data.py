@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial import check as checks
 from fluvial.data.arrays import ArrayBatches, Arrays
 from fluvial.data.discrete import resolve
 from fluvial.data.memory import memory_budget
@@ -22,10 +23,12 @@ from fluvial.data.select import View
 from fluvial.data.stream import Batches, BatchSource, Share, Split, StreamedBatches, split_rows
 from fluvial.data.transforms import ColumnTransforms
 from fluvial.data.validate import Fault, Validation
-from fluvial.errors import DataError, nearest
+from fluvial.errors import DataError, StudyError, nearest
 from fluvial.study import Study
+from fluvial.study_holdout import within
 from fluvial.workflow.arrays import check_arrays, masked_notes, read_arrays
 from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
+from fluvial.workflow.weights import check_weights, mean_weight, with_weight
 
 SPLITS = ("train", "validation", "test", "calibration")
 
@@ -57,6 +60,7 @@ class Rows:
     facts: dict[str, Any]
     packed: Packed | None = None
     arrays: Arrays | None = None
+    weight: np.ndarray | None = None  # of each row, as the table has it
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Return some rows, arrays included, as float32 with the noise that they have for ever."""
@@ -75,6 +79,35 @@ class Rows:
     def truth_part(self, name: str) -> np.ndarray | None:
         """Return the exact log-densities of one split, if the table holds them."""
         return None if self.truth is None else self.truth[getattr(self.split, name)]
+
+    def weight_part(self, name: str) -> np.ndarray | None:
+        """Return the weights of one split, if the study names a column of them: their mean is 1."""
+        if self.weight is None:
+            return None
+        weight = self.weight[getattr(self.split, name)]
+        return weight / weight.mean()
+
+    def equal(self, seed: int) -> Rows:
+        """Return rows that each count as one: these, or where they have weights, rows drawn in proportion to them.
+
+        Some may come twice: see :func:`fluvial.check.equal_rows`.
+        """
+        if self.weight is None:
+            return self
+        rng = np.random.default_rng(seed)
+        chosen = [
+            part[checks.equal_rows(self.weight[part], rng)]
+            for part in (getattr(self.split, n) for n in SPLITS)
+        ]
+        ends = np.cumsum([0, *map(len, chosen)])
+        rows = np.concatenate(chosen)
+        return replace(
+            self,
+            table={name: values[rows] for name, values in self.table.items()},
+            truth=None if self.truth is None else self.truth[rows],
+            split=Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends))),
+            weight=None,
+        )
 
     def count(self, name: str) -> int:
         """Return the number of rows of one split, all of them."""
@@ -98,15 +131,21 @@ class Rows:
     ) -> tuple[BatchSource, float]:
         """Return batches of the train split as the flow sees them, and the targets' transforms' mean logdet.
 
-        The batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
+        With weights, that of a row (their mean is 1) is the last column of the batches' context. The
+        batches come from memory, or from the memory of a GPU, where the table fits there; else from disk.
         """
-        x, c, logdet = standardised(self.scalars("train"), self.schema.without_arrays, targets, context)
+        weight = self.weight_part("train")
+        x, c, logdet = standardised(
+            self.scalars("train"), self.schema.without_arrays, targets, context, weight
+        )
         if self.arrays is not None:
             rows = self.split.train
             return ArrayBatches(x, c, self.arrays, rows, batch_size, seed, device=device), logdet
         if self.packed is None:
+            c = with_weight(c, weight)
             return Batches(x.to(device), c.to(device), batch_size, seed, share=share), logdet
-        prepare = standardiser(self.packed.layout, self.schema, targets, context)
+        mean = None if weight is None else mean_weight(self.packed)
+        prepare = standardiser(self.packed.layout, self.schema, targets, context, mean)
         rows, path = self.packed.rows("train"), self.packed.path("train")
         if fits_device(rows * (x.shape[1] + c.shape[1]) * 4, torch.device(device)):
             records = self.packed.records("train")
@@ -138,15 +177,17 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         If the source cannot be read, lacks a column, holds values that the study does not allow, or leaves a
         split without rows, or the train split with a column that does not vary.
     """
-    truth, where = study.check.truth, _listed(source)
-    view = View(open_table(source), study.data.where, study.data.derived)
+    truth, weight, where = study.check.truth, study.data.weight, _listed(source)
+    view = View(open_table(source), study.data.fitted, study.data.derived)
     schema = with_lengths(study.schema_, view)
     known = view.columns()
-    if truth is not None and truth not in known:
-        raise DataError(f"{where}: no column {truth!r}, which [check] truth names{nearest(truth, known)}")
+    for name, key in ((truth, "[check] truth"), (weight, "[data] weight")):
+        if name is not None and name not in known:
+            raise DataError(f"{where}: no column {name!r}, which {key} names{nearest(name, known)}")
     check_arrays(study, schema, where)
+    require_held_out(study, schema, view)
     scalar = schema.without_arrays
-    names = [c.name for c in scalar.columns] + ([truth] if truth else [])
+    names = [c.name for c in scalar.columns] + [n for n in (truth, weight) if n]
     size, budget = view.source_rows() * len(names) * 8, memory_budget(study.data.memory)
     large = size >= PACK_FROM or size * WORKING_SET > budget if like is None else "packed" in like
     if large and not schema.arrays:  # what arrays need, they need otherwise
@@ -175,6 +216,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         known_truth, wrong = raw[truth] if keep is None else raw[truth][keep], Fault()
         wrong.add(known_truth, ~np.isfinite(known_truth), numbers, 0)
         check_truth(view, truth, wrong)
+    weights = _kept(raw, weight, keep)
     split = _split(study, view.source_rows(), numbers, where)
     for column in resolved.columns:
         values = table[column.name][split.train]
@@ -185,6 +227,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         **kept.to_json(),
         "split": _counted({name: len(getattr(split, name)) for name in SPLITS}, study),
         "notes": notes,
+        **check_weights(view, weight, weights, numbers, split),
     }
     if arrays is not None:
         dropped = {
@@ -192,7 +235,35 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         }
         facts |= {"arrays": about, "rows_kept": len(numbers), "dropped": kept.dropped | dropped}
         facts["notes"] = [*notes, *masked_notes(about)]
-    return Rows(schema, table, known_truth, split, facts, arrays=arrays)
+    return Rows(schema, table, known_truth, split, facts, arrays=arrays, weight=weights)
+
+
+def _kept(raw: Mapping[str, np.ndarray], name: str | None, keep: np.ndarray | None) -> np.ndarray | None:
+    """Return a column of the sound rows, as float64; nothing without a name."""
+    if name is None:
+        return None
+    return np.asarray(raw[name] if keep is None else raw[name][keep], dtype=np.float64)
+
+
+def require_held_out(study: Study, schema: Schema, view: View) -> None:
+    """Raise :class:`~fluvial.errors.StudyError` if what a study holds out, or weighs, cannot be."""
+    data = study.data
+    for key, value in (("holdout", data.holdout), ("weight", data.weight)):
+        if value is not None and schema.arrays:
+            raise StudyError(
+                f"[data] {key}: expected a context of numbers; {schema.arrays[0].name} is an array, for which there is "
+                f"no {key} yet."
+            )
+    if data.holdout is None:
+        return
+    apart = View(view.reader, within(data.where, data.holdout), data.derived)
+    try:
+        next(iter(apart.chunks(data.context or data.targets, CHUNK)))
+    except StopIteration:
+        raise StudyError(
+            f"[data] holdout: no row of {view.reader.path} is held out by {data.holdout!r}; expected contexts that the "
+            "table has."
+        ) from None
 
 
 def data_changed(recorded: Mapping[str, Any], rows: Rows) -> bool:
@@ -244,8 +315,10 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
         "notes": notes,
     }
     known_truth = table.pop(truth) if truth is not None else None
+    weights = table.pop(study.data.weight) if study.data.weight is not None else None
     split = Split(*(np.arange(a, b) for a, b in itertools.pairwise(ends)))
-    return Rows(schema, table, known_truth, split, facts, None if in_memory else packed)
+    facts |= check_weights(view, study.data.weight, weights, None, split)
+    return Rows(schema, table, known_truth, split, facts, None if in_memory else packed, weight=weights)
 
 
 def _with_rare(schema: Schema, sample: Mapping[str, np.ndarray], packed: Packed) -> dict[str, np.ndarray]:
@@ -317,7 +390,11 @@ def _check_not_empty(name: str, count: int, sound: int, where: str) -> None:
 
 
 def standardised(
-    part: Mapping[str, np.ndarray], schema: Schema, targets: ColumnTransforms, context: ColumnTransforms
+    part: Mapping[str, np.ndarray],
+    schema: Schema,
+    targets: ColumnTransforms,
+    context: ColumnTransforms,
+    weight: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Return float32 targets and context as the flow sees them, and the targets' transforms' mean logdet.
 
@@ -328,7 +405,7 @@ def standardised(
     x, c = x.astype(np.float32), c.astype(np.float32)
     if schema.arrays:
         c = np.concatenate([c, *(part[column.name] for column in schema.arrays)], axis=1)
-    return torch.from_numpy(x), torch.from_numpy(c), float(logdet.mean())
+    return torch.from_numpy(x), torch.from_numpy(c), float(np.average(logdet, weights=weight))
 
 
 def thinned(rows: np.ndarray, most: int | None) -> np.ndarray:

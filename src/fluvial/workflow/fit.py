@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -39,8 +40,10 @@ from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, proces
 from fluvial.train.stopping import Place
 from fluvial.workflow.arrays import describe_inputs, fit_inputs
 from fluvial.workflow.card import write_card
+from fluvial.workflow.cells import judge_cells
 from fluvial.workflow.check import run_checks
 from fluvial.workflow.data import Rows, read_rows, require_unchanged
+from fluvial.workflow.members import ensemble_text, is_ensemble
 from fluvial.workflow.report import report_run
 from fluvial.workflow.signals import EndedEarly, Stop, Terminated, shown, signals
 from fluvial.workflow.training import Event, Keeper, find_start, start_from, train_density
@@ -52,6 +55,7 @@ def fit(
     runs: str | Path = "runs",
     name: str | None = None,
     check: bool = True,
+    ensemble: int | None = None,
     on_event: Callable[[Event], None] | None = None,
     loggers: Sequence[str | Logger] = (),
 ) -> Density:
@@ -70,6 +74,8 @@ def fit(
         The run folder's name; by default the study's with the first free number, such as ``binaries-1``.
     check
         Whether to check the density on the test rows and write the report.
+    ensemble
+        Members of an ensemble, in place of what the study says under ``[training]``.
     on_event
         Called with every training event, and with a text when the next stage begins.
     loggers
@@ -90,6 +96,14 @@ def fit(
         On SIGTERM or SIGUSR1; :func:`resume` goes on.
     """
     parsed, text, folder, stem = _read(study)
+    if ensemble is not None:
+        text = ensemble_text(text, ensemble)
+        parsed = parse_study(tomllib.loads(text))
+    if parsed.training.ensemble > 1:
+        from fluvial.workflow.ensemble import fit_ensemble  # which is made of this module
+
+        kept = {"runs": Path(runs), "name": name, "check": check, "loggers": loggers}
+        return fit_ensemble(parsed, text, folder, stem, tell=on_event or (lambda event: None), **kept)
     with process_group() as group, signals() as stop:  # a signal may come as soon as the folder is seen
         tell = _teller(on_event, group)
         reporting = make_loggers(loggers) if group.writes else []
@@ -157,6 +171,11 @@ def resume(
         If its data have changed since it began.
     """
     folder = RunFolder.open(run)
+    if is_ensemble(folder):
+        from fluvial.workflow.ensemble import resume_ensemble
+
+        tell = on_event or (lambda event: None)
+        return resume_ensemble(folder, epochs=epochs, check=check, tell=tell, loggers=loggers)
     with process_group() as group, signals() as stop, folder.locked() if group.writes else nullcontext():
         tell = _teller(on_event, group)
         record = folder.record()
@@ -200,7 +219,7 @@ class Work:
     @property
     def options(self) -> TrainingOptions:
         """The study's options of training, with the budget on record."""
-        left_out = {"batch_size", "seed", "start", "checkpoint_minutes"}
+        left_out = {"batch_size", "seed", "start", "checkpoint_minutes", "ensemble"}
         options = self.study.training.model_dump(exclude=left_out)
         return TrainingOptions(**options | {k: self.record["study"]["training"][k] for k in _BUDGETS})
 
@@ -407,6 +426,7 @@ def _finish(work: Work, run: RunFolder, tell: Callable[[Event], None]) -> None:
     began = time.perf_counter()
     record["checks"] = run_checks(run, work.density, work.rows, work.study, tell)
     record["timings"]["checks"] = time.perf_counter() - began
+    judge_cells(run, work.density, work.rows, work.study, record["data"]["source"], tell)
     run.write_record(record)
     tell("writing the report")
     began = time.perf_counter()

@@ -25,6 +25,7 @@ from fluvial.data.transforms import ColumnTransforms
 from fluvial.data.validate import Fault, Validation
 from fluvial.errors import DataError
 from fluvial.study import Study
+from fluvial.workflow.weights import refuse_weights
 
 #: Rows read at once from a source that is packed.
 CHUNK = 65_536
@@ -33,8 +34,8 @@ CHUNK = 65_536
 def packed_table(study: Study, schema: Schema, view: View, where: str) -> Packed:
     """Open the packed form of a study's table, made first if it is not there.
 
-    It holds the sound rows of the columns of ``schema`` (all scalar), then the exact log-density if the study
-    names one. What it is found by: the source's files (path, size, time of change, pieces of their content), the
+    It holds the sound rows of the columns of ``schema`` (all scalar), then the exact log-density and the weight if the
+    study names them. What it is found by: the source's files (path, size, time of change, pieces of their content), the
     columns with their supports, and what the study says under [data], the split included; not labels, units,
     transforms or budgets.
 
@@ -44,8 +45,9 @@ def packed_table(study: Study, schema: Schema, view: View, where: str) -> Packed
         If the source holds values that the study does not allow, or changes while it is read, or the cache
         cannot be written: nothing half-made is left.
     """
-    truth, reader = study.check.truth, view.reader
-    names = [c.name for c in schema.columns] + ([truth] if truth is not None else [])
+    truth, weight, reader = study.check.truth, study.data.weight, view.reader
+    others = [name for name in (truth, weight) if name is not None]
+    names = [c.name for c in schema.columns] + others
     shares, seed = study.data.split.model_dump(), study.data.seed
     columns = schema.to_json()
     for column in columns["targets"] + columns["context"]:
@@ -69,12 +71,13 @@ def packed_table(study: Study, schema: Schema, view: View, where: str) -> Packed
         wrong = Fault()
         for chunk, rows in _chunks(view, names):
             table, keep = checking.add(chunk, rows)
-            if truth is not None:
-                table[truth] = chunk[truth]
+            table |= {name: chunk[name] for name in others}
             if keep is not None:
                 table, rows = {name: values[keep] for name, values in table.items()}, rows[keep]
             if truth is not None:
                 wrong.add(table[truth], ~np.isfinite(table[truth]), rows, 0)
+            if weight is not None:
+                refuse_weights(view, weight, table[weight], rows)
             yield table, rows
         report.update(checking.finish().to_json())
         check_truth(view, truth, wrong)
@@ -115,12 +118,20 @@ def check_truth(view: View, name: str | None, wrong: Fault) -> None:
 
 
 def standardiser(
-    layout: Layout, schema: Schema, targets: ColumnTransforms, context: ColumnTransforms
+    layout: Layout,
+    schema: Schema,
+    targets: ColumnTransforms,
+    context: ColumnTransforms,
+    mean_weight: float | None = None,
 ) -> Prepare:
-    """Return what makes the flow's targets and context of packed records ``[n, itemsize]``."""
+    """Return what makes the flow's targets and context of packed records ``[n, itemsize]``.
+
+    With the mean of the weights, the last column of the records, the last one of the context is the weight over it.
+    """
     first, last = len(schema.targets), len(schema.columns)
     affine_x, affine_c = _affine(targets), _affine(context)
-    if layout.is_float32 and affine_x is not None and affine_c is not None:
+    plain = layout.is_float32 and mean_weight is None
+    if plain and affine_x is not None and affine_c is not None:
         shift, scale = (np.concatenate(both) for both in zip(affine_x, affine_c, strict=True))
         return AffineGather(shift, scale, (first, last - first))
     to_x, to_c = _forward(targets), _forward(context)
@@ -128,6 +139,8 @@ def standardiser(
     def prepare(records: np.ndarray) -> tuple[Tensor, Tensor]:
         values = layout.decode(records)
         x, c = to_x(values[:, :first]), to_c(values[:, first:last])
+        if mean_weight is not None:
+            c = np.concatenate([c, values[:, -1:] / mean_weight], axis=1)
         return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(c.astype(np.float32))
 
     return prepare

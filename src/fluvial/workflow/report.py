@@ -19,6 +19,8 @@ from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, REPORT, STUDY, RunFolder, now
 from fluvial.report import page, printed
 from fluvial.workflow.check import load_results
+from fluvial.workflow.members import member_runs
+from fluvial.workflow.report_cells import cell_sections
 from fluvial.workflow.report_sections import sections
 from fluvial.workflow.trust import Tell
 
@@ -108,7 +110,16 @@ def report_content(folder: RunFolder) -> page.ReportContent:
         headline=_headline(record, schema, results, beside),
         fingerprint=_fingerprint(record, found),
         results=results,
-        sections=sections(schema, arrays, folder.metrics(), record, found, recalibration),
+        sections=sections(
+            schema,
+            arrays,
+            folder.metrics(),
+            record,
+            found,
+            recalibration,
+            cells=cell_sections(folder, schema),
+            members={f"member {m.name}": m.metrics() for m in member_runs(folder)},
+        ),
         facts=_facts(record),
         study_text=(folder.path / STUDY).read_text(encoding="utf-8"),
         footer=f"fluvial {__version__} · {now()}",
@@ -212,6 +223,12 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Data SHA-256", data["fingerprint"]["sha256"]),
         ("Study SHA-256", record["study_sha256"]),
         *([("Filter", f"{where}: {passed}")] if where else []),
+        *(
+            [("Held out", record["study"]["data"]["holdout"])]
+            if record["study"]["data"].get("holdout")
+            else []
+        ),
+        *([("Weights", _weights(data["weight"]))] if data.get("weight") else []),
         ("Rows", f"{data['rows_kept']:,} of {data['rows_read']:,}; dropped: {dropped}"),
         ("Split", split),
         ("Flow", f"{record['architecture']}, {record['weights']:,} weights"),
@@ -227,6 +244,14 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Started", record["started"]),
     ]
+
+
+def _weights(weight: dict[str, Any]) -> str:
+    equal = ", ".join(f"{name} {number:,.0f}" for name, number in weight["effective_rows"].items())
+    return (
+        f"column {weight['column']}; the rows are worth so many equal ones: {equal}. "
+        "Checks and figures are of rows drawn in proportion to their weights"
+    )
 
 
 def _per_unit(units: list[str]) -> str:

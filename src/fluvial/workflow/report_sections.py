@@ -27,6 +27,9 @@ def sections(
     record: Mapping[str, Any],
     checks: Mapping[str, Any],
     recalibration: Mapping[str, Any] | None,
+    *,
+    cells: Sequence[page.Section] = (),
+    members: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[page.Section]:
     """Return the sections of a report, in order; those for which a run has nothing are left out."""
     found = [
@@ -43,7 +46,7 @@ def sections(
         found.append(_regions(checks["conformal"]))
     if checks.get("novelty"):
         found.append(_novelty(checks["novelty"]))
-    return [*found, _training(metrics, record)]
+    return [*found, *cells, _training(metrics, record, members or {})]
 
 
 def _beside(beside: list[Baseline]) -> page.Section:
@@ -243,9 +246,15 @@ def _novelty(found: Mapping[str, Any]) -> page.Section:
     )
 
 
-def _training(metrics: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> page.Section:
+def _training(
+    metrics: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+    members: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> page.Section:
     figure = page.FigureItem(
-        plots.losses(metrics, record["training"].get("best_epoch")),
+        plots.loss_curves(members)
+        if members
+        else plots.losses(metrics, record["training"].get("best_epoch")),
         "Mean −log p per row of the training and validation rows; where validation rises while training falls, "
         "the flow has begun to learn its rows by heart.",
     )

@@ -29,6 +29,7 @@ from fluvial.train import (
 )
 from fluvial.train.options import Diagnosis
 from fluvial.workflow.data import Rows, standardised, thinned
+from fluvial.workflow.weights import with_weight
 
 Event = StepEvent | EpochEvent | str
 
@@ -111,19 +112,21 @@ def train_density(
         If another process is gone; a checkpoint has been written.
     """
     transforms = density.target_transforms, density.context_transforms
-    validation = rows.take(thinned(rows.split.validation, density.flow.validation_rows))
-    validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms)
+    measured = thinned(rows.split.validation, density.flow.validation_rows)
+    validation, weight = rows.take(measured), None if rows.weight is None else rows.weight[measured]
+    validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms, weight)
     section = study.training
     size = section.batch_rows(rows.count("train"))
     batches, train_logdet = rows.batches(*transforms, size, section.seed)
     trainer = Trainer(
         density.flow,
         batches,
-        (validation_x, validation_c),
+        (validation_x, with_weight(validation_c, weight)),
         options,
         seed=section.seed,
         stop=stop,
         group=group,
+        weighted=weight is not None,
     )
     if checkpoint is not None:
         trainer.load(checkpoint, further=further)

@@ -142,7 +142,7 @@ def sample_table(
                 f"Expected a value for every context column ({', '.join(names)}), or a table of contexts; "
                 f"missing: {', '.join(missing)}."
             )
-        p = density.given(**given)
+        p = density.given(given)
         drawn = p.sample(draws, seed=seed)
         columns = {name: np.full(draws, float(given[name])) for name in names}
     if novelty:
