@@ -459,3 +459,38 @@ def test_validation_rows_have_noise_of_their_own(tmp_path: Path) -> None:
     assert away.std() == pytest.approx(1, rel=0.03)
     assert abs(away.mean()) < 0.03
     assert math.isclose(noisy.facts["arrays"]["spectra"]["range"][1], 1.0, abs_tol=0.01)
+
+
+def test_errors_are_a_second_channel_and_other_grids_have_an_encoder_of_their_own(tmp_path: Path) -> None:
+    curve = np.random.default_rng(3).normal(size=(ROWS, 40)).astype(np.float32)
+    write(tmp_path, curve=curve)
+    context = ["SNR", "error", "spectra", "curve"]
+    changes = {"data": {"context": context, "targets": ["fe_h"]}, "training": {"epochs": 1}}
+    density = fluvial.fit(study(tmp_path, columns={}, **changes), runs=tmp_path / "runs", check=False)
+    assert isinstance(density.flow, EncodedFlow)
+    assert [(e.channels, e.length) for e in density.flow.encoders] == [(2, PIXELS), (1, 40)]
+    table = stars(4)
+    asked = {"SNR": 50.0, "spectra": table["spectra"], "error": table["error"], "curve": curve[:4]}
+    p = density.given(asked).sample(3, seed=1)
+    assert p.shape == (4, 3)
+    moved = density.given({**asked, "curve": -curve[:4]}).sample(3, seed=1)
+    assert not np.array_equal(p["fe_h"], moved["fe_h"])
+    assert np.array_equal(fluvial.load(tmp_path / "runs" / "run-1").given(asked).sample(3, seed=1), p)
+
+
+@pytest.mark.parametrize("averaging", [{}, {"ema": 0.9}])
+def test_point_regression_has_honest_errors(tmp_path: Path, averaging: dict[str, Any]) -> None:
+    """The covariance is that of validation residuals of the weights that are kept: pulls of other rows have width one."""
+    write(tmp_path)
+    changes = {"flow": {"architecture": "point"}, "training": {"epochs": 12, **averaging}}
+    density = fluvial.fit(study(tmp_path, **changes), runs=tmp_path / "runs", check=False)
+    test = rows_of(tmp_path).part("test")
+    draws = density.given(test).sample(300, seed=1)
+    pulls = (test["fe_h"] - draws["fe_h"].mean(-1)) / draws["fe_h"].std(-1)
+    assert 0.7 < pulls.std() < 1.4  # of 100 rows
+    assert draws["fe_h"].std(-1).mean() < 0.9 * test["fe_h"].std()
+    assert np.ptp(draws["fe_h"].std(-1)) < 0.3 * draws["fe_h"].std(-1).mean()  # the same for every spectrum
+    loaded = fluvial.load(tmp_path / "runs" / "run-1")
+    np.testing.assert_array_equal(loaded.log_prob(test), density.log_prob(test))
+    metrics = RunFolder.open(tmp_path / "runs" / "run-1").metrics()
+    assert metrics[-1]["validation_loss"] < metrics[0]["validation_loss"]

@@ -23,7 +23,5 @@ def summarise(
     titles = [column.title for column in schema.scalars]
     if not schema.arrays:
         return scalars, titles
-    return np.concatenate([scalars, draws.mean(axis=1)], axis=1), [
-        *titles,
-        *(f"predicted {column.title}" for column in schema.targets),
-    ]
+    first, *others = (column.title for column in schema.targets)
+    return np.concatenate([scalars, draws.mean(axis=1)], axis=1), [*titles, f"predicted {first}", *others]
