@@ -28,7 +28,6 @@ from fluvial.density import Density
 from fluvial.errors import DataError, RunError
 from fluvial.walltime import TooShort, is_over, limit
 from fluvial.workflow.bulk_plan import (
-    MANIFEST,
     Plan,
     given_context,
     make_plan,
@@ -38,6 +37,7 @@ from fluvial.workflow.bulk_plan import (
 )
 from fluvial.workflow.bulk_shard import FACTS, finished, forget, known_facts, make_shard
 from fluvial.workflow.signals import Stop, Terminated, handled, signals
+from fluvial.workflow.use import load
 
 COMPRESSIONS = ("none", "lz4", "zstd")
 
@@ -303,9 +303,7 @@ def _begin(run: str, threads: int, counter: Any) -> None:
     ) in handled():  # sent to the whole group by a terminal or a scheduler; the parent decides what they mean
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     torch.set_num_threads(threads)
-    density = Density.load(run)
-    density.folder = Path(run)
-    _worker.update(density=density, counter=counter)
+    _worker.update(density=load(run), counter=counter)
 
 
 def _make(plan: Plan, shard: int, folder: Path) -> None:
@@ -353,6 +351,3 @@ def _pool(processes: int, context: Any, first: tuple[Any, ...]) -> Iterator[Proc
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-
-
-__all__ = ["COMPRESSIONS", "MANIFEST", "Drawn", "prepare_shards", "sample_shards"]
