@@ -18,6 +18,7 @@ from fluvial.errors import DataError, nearest
 if TYPE_CHECKING:
     from fluvial.contexts import Contexts
     from fluvial.density import Density
+    from fluvial.novelty import NoveltyResult
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
 CHUNK = 8192
@@ -79,8 +80,8 @@ class Conditional:
         DataError
             If the draws of the architecture are not made of uniform numbers (those of zuko).
         """
-        width = self._context.shape[-1]
-        p = self.density.flow(self._context.new_zeros(1, width) if width else None)
+        width = self._features.shape[-1]
+        p = self.density.flow.given_features(self._features.new_zeros(1, width) if width else None)
         if (number := getattr(p, "uniforms", None)) is None:
             raise DataError(
                 f"Expected an architecture that makes its draws of given uniform numbers; {self.density.architecture} "
@@ -118,16 +119,17 @@ class Conditional:
         ):
             expected = (*self.shape, "draws", needed)
             raise DataError(f"Expected uniform numbers of shape {expected}; got {uniform.shape}.")
-        draws, width = uniform.shape[-2], self._context.shape[-1]
+        draws, width = uniform.shape[-2], self._features.shape[-1]
         rows = uniform.reshape(-1, needed)
-        context = self._context.reshape(-1, width) if width else None
+        features = self._features.reshape(-1, width) if width else None
         x = np.empty((len(rows), len(self.density.schema.targets)))
         of = np.arange(len(rows)) // max(draws, 1)
         for start in range(0, len(rows), DRAW_FROM_ROWS):
             here = np.arange(start, start + DRAW_FROM_ROWS).clip(
                 max=len(rows) - 1
             )  # the last row fills up the last block
-            p = self.density.flow(None if context is None else context[torch.from_numpy(of[here])])
+            chosen = None if features is None else features[torch.from_numpy(of[here])]
+            p = self.density.flow.given_features(chosen)
             made = p.draw_from(torch.from_numpy(rows[here])).numpy().astype(np.float64)
             x[start : start + DRAW_FROM_ROWS] = self.density.target_transforms.inverse(made)[
                 : len(rows) - start
@@ -143,9 +145,8 @@ class Conditional:
             generator.manual_seed(_whole("seed", seed, least=0))
         size = self.density.target_transforms.layout.width
         contexts = int(np.prod(self.shape, dtype=int))
-        features = self._features.reshape(
-            contexts, self._features.shape[-1]
-        )  # no −1: it may have no elements
+        # (no −1: it may have no elements)
+        features = self._features.reshape(contexts, self._features.shape[-1])
         x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
         with torch.no_grad():
             for of, part in _blocks(contexts, draws, self.density.flow.draw_rows):
@@ -195,6 +196,30 @@ class Conditional:
         z, logdet = self.density.target_transforms.forward(np.where(inside[..., None], values, stand_in))
         out = self._flow_log_prob(torch.from_numpy(z.astype(np.float32)))
         return np.where(inside, out + logdet, -np.inf)
+
+    @property
+    def coded(self) -> np.ndarray:
+        """The contexts as the flow sees them, coded and standardised, arrays encoded: ``[*shape, columns]``, float32."""
+        return self._features.numpy()
+
+    def novelty(self, rate: float | None = None) -> NoveltyResult:
+        """Return how unlike the training rows each context is: see :mod:`fluvial.novelty`.
+
+        Parameters
+        ----------
+        rate : float, optional
+            The share of false alarms among contexts like those of the table; 1 % unless given.
+
+        Raises
+        ------
+        DataError
+            If the density has no context, or no score: it is made with the checks.
+        """
+        if not self.density.schema.context:
+            raise DataError("This density has no context, so none can be novel.")
+        if self.density.novelty is None:
+            raise DataError("This density has no novelty score; make it with: fluvial check RUN.")
+        return self.density.novelty(self.coded, rate)
 
     def _flow_log_prob(self, z: torch.Tensor) -> np.ndarray:
         try:

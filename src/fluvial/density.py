@@ -36,8 +36,11 @@ from fluvial.errors import DataError, RunError, StudyError, nearest
 from fluvial.files import write_atomically
 from fluvial.flows.encoded import ArrayKind, EncodedFlow, build_encoded_flow
 from fluvial.flows.flow import AbstractFlow
+from fluvial.flows.recalibrated import recalibrated
+from fluvial.novelty import Novelty
 
-#: Format 1 knows continuous columns only, format 2 no array columns; a density that needs no more is still written so.
+#: Format 1 knows continuous columns only, format 2 neither array columns nor recalibration; a density is written in the
+#: first that holds it.
 FORMAT = 3
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -67,6 +70,10 @@ class Density:
         What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
     encoder : dict or None
         Where the context has arrays: ``architecture`` and options of their encoder.
+    recalibration : dict or None
+        Of a recalibrated density: the ``map`` in its latent space, on which rows it was fitted, and what it gained.
+    novelty : fluvial.novelty.Novelty or None
+        What tells a context that is unlike those of the training rows; made when the density is checked.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Density:
         context_range: Mapping[str, tuple[float, float]] | None = None,
         encoder: Mapping[str, Any] | None = None,
         array_range: Mapping[str, tuple[float, float]] | None = None,
+        recalibration: Mapping[str, Any] | None = None,
     ):
         self.flow = flow.eval()
         self.schema = schema
@@ -91,6 +99,8 @@ class Density:
         self.context_range = {name: (float(a), float(b)) for name, (a, b) in (context_range or {}).items()}
         self.encoder = None if encoder is None else dict(encoder)
         self.array_range = {name: (float(a), float(b)) for name, (a, b) in (array_range or {}).items()}
+        self.recalibration = dict(recalibration) if recalibration is not None else None
+        self.novelty: Novelty | None = None
         self.folder: Path | None = None
 
     def __repr__(self) -> str:
@@ -98,7 +108,11 @@ class Density:
         weights = sum(p.numel() for p in self.flow.parameters())
         measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
         encoder = f"{self.encoder['architecture']} encoder, " if self.encoder else ""
-        return f"Density p({targets} | {context}): {encoder}{self.architecture}, {weights:,} weights{measure}"
+        mended = ""
+        if self.recalibration is not None:
+            mended = f", recalibrated on {self.recalibration['rows']:,} {self.recalibration['split']} rows"
+        what = f"{encoder}{self.architecture}, {weights:,} weights{mended}"
+        return f"Density p({targets} | {context}): {what}{measure}"
 
     @property
     def plain(self) -> bool:
@@ -155,13 +169,13 @@ class Density:
         scalars = torch.from_numpy(coded.astype(np.float32))
         with torch.no_grad():
             if not context.arrays:
-                return self.flow.encode(scalars) if scalars.shape[-1] else scalars  # type: ignore[return-value]
+                return self._encode_scalars(scalars)
             assert isinstance(self.flow, EncodedFlow)
             count = math.prod(context.shape)
-            flat = scalars.reshape(count, scalars.shape[-1])
+            flat = scalars.reshape(count, scalars.shape[-1])  # no −1: there may be no scalars
             arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
             parts, distances = [], []
-            for start in range(0, count, ENCODED_ROWS):
+            for start in range(0, max(count, 1), ENCODED_ROWS):
                 rows = slice(start, start + ENCODED_ROWS)
                 pixels = [torch.from_numpy(np.array(a[rows])) for a in arrays]
                 distances.append(torch.stack(self.flow.distances(pixels), -1))
@@ -169,6 +183,24 @@ class Density:
         self._warn_far(torch.cat(distances).numpy())
         features = torch.cat(parts)
         return features.reshape(*context.shape, features.shape[-1])
+
+    def _encode_scalars(self, scalars: torch.Tensor) -> torch.Tensor:
+        """Return what the flow makes of coded scalars: most nothing, a trunk its features.
+
+        Rows are encoded in blocks of one size: the last bits of a row's features do not hang on its company.
+        """
+        if not scalars.shape[-1] or type(self.flow).encode is AbstractFlow.encode:
+            return scalars
+        rows = scalars.reshape(-1, scalars.shape[-1])
+        parts = []
+        for start in range(0, max(len(rows), 1), ENCODED_ROWS):
+            part = rows[start : start + ENCODED_ROWS]
+            filled = torch.cat([part, part.new_zeros(ENCODED_ROWS - len(part), part.shape[-1])])
+            features = self.flow.encode(filled)
+            assert features is not None
+            parts.append(features[: len(part)])
+        out = torch.cat(parts)
+        return out.reshape(*scalars.shape[:-1], out.shape[-1])
 
     def _warn_far(self, distances: np.ndarray) -> None:
         for column, of in zip(self.schema.arrays, distances.T, strict=True):
@@ -197,6 +229,8 @@ class Density:
         """Write ``density.json`` and ``weights.safetensors`` into a folder, each file at once or not at all."""
         self.save_description(folder)
         self.save_weights(folder)
+        if self.novelty is not None:
+            self.novelty.save(folder)
 
     def save_description(self, folder: str | Path) -> None:
         """Write ``density.json`` alone: all but the weights."""
@@ -213,13 +247,15 @@ class Density:
                 "context": self.context_transforms.to_json(),
             },
         }
+        if self.recalibration is not None:
+            description["recalibration"] = self.recalibration
         if self.encoder is not None:
             description |= {"encoder": self.encoder, "array_range": self.array_range}
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
 
     def _format(self) -> int:
-        if self.schema.arrays:
+        if self.schema.arrays or self.recalibration is not None:
             return 3
         return 1 if all(c.plain for c in self.schema.columns) else 2
 
@@ -249,6 +285,7 @@ class Density:
                 "again."
             ) from error
         _load_weights(density.flow, folder / WEIGHTS_FILE)
+        density.novelty = Novelty.load(folder)
         return density
 
     @classmethod
@@ -270,6 +307,9 @@ class Density:
                 encoder=description.get("encoder"),
                 **options,
             )
+        recalibration = description.get("recalibration")
+        if recalibration is not None and recalibration["map"] is not None:
+            flow, _ = recalibrated(flow, **recalibration["map"])
         return cls(
             flow,
             schema,
@@ -280,6 +320,7 @@ class Density:
             context_range=description["context_range"],
             encoder=description.get("encoder"),
             array_range=description.get("array_range"),
+            recalibration=recalibration,
         )
 
 

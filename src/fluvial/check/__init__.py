@@ -26,6 +26,7 @@ from fluvial.check.calibration import (
     pulls,
     uniform_distance,
 )
+from fluvial.check.cells import CellDifferences, cell_differences, cells
 from fluvial.check.classifier import classifier_test, local_classifier_test
 from fluvial.check.conditional import (
     ContextBin,
@@ -47,9 +48,12 @@ from fluvial.check.tails import tail_rates
 from fluvial.check.twosample import kolmogorov_smirnov, mmd, sliced_wasserstein, wasserstein
 
 __all__ = [
+    "CellDifferences",
     "CheckResult",
     "ContextBin",
     "Verdict",
+    "cell_differences",
+    "cells",
     "central_coverage_curve",
     "classifier_test",
     "compare_scores",
