@@ -269,7 +269,7 @@ def miles(bench: Bench) -> None:
             "R²": f"{found.r_squared[j]:.3f}",
         })  # fmt: skip
     bench.text += [
-        f"## MILES: {len(residual)} real stars, 5-fold",
+        f"## MILES: {len(residual)} real stars, {len(parts)} of 5 folds",
         "",
         markdown_table(rows),
         "",
