@@ -75,7 +75,8 @@ class Bench:
             study = tomllib.loads(self.options.study.read_text(encoding="utf-8"))
             study["data"]["source"] = str(self.stars.resolve())
             for section, values in changes.items():
-                study[section] = values if section in ("encoder", "flow") else study.get(section, {}) | values
+                kept = {} if section in ("encoder", "flow") else study.get(section, {})
+                study[section] = {key: value for key, value in (kept | values).items() if value is not None}
             if self.options.quick:
                 study["training"] = study.get("training", {}) | {"epochs": 3}
                 study["training"].pop("minutes", None)
@@ -159,7 +160,7 @@ def encoders(bench: Bench) -> None:
             {
                 "encoder": {"architecture": name},
                 "flow": {"architecture": "full-gaussian"},
-                "training": _clean(budget),
+                "training": budget,
             },
         )
         run = bench.options.folder / "runs" / f"encoder-{name}"
@@ -185,10 +186,6 @@ def encoders(bench: Bench) -> None:
         f"Pace over tiny-cnn: {ratio:.1f}.",
         "",
     ]
-
-
-def _clean(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if value is not None}
 
 
 def summaries(bench: Bench) -> None:
@@ -272,7 +269,7 @@ def miles(bench: Bench) -> None:
             "R²": f"{found.r_squared[j]:.3f}",
         })  # fmt: skip
     bench.text += [
-        f"## MILES: {len(residual)} real stars, 5-fold",
+        f"## MILES: {len(residual)} real stars, {len(parts)} of 5 folds",
         "",
         markdown_table(rows),
         "",

@@ -158,10 +158,8 @@ def fitted_pulls(pulls: np.ndarray, columns: Sequence[Column]) -> Figure:
         style.y_label(axes, "density")
         root = np.sqrt(2 * max(len(p), 1))
         middle = float(np.diff(np.quantile(p, [0.15866, 0.84134]))[0]) / 2
-        words = (
-            f"mean {mean:+.3f} ± {width / root * 2**0.5:.3f}\nwidth {width:.3f} ± {width / root:.3f}\n"
-            f"middle 68 % {middle:.3f}"
-        )
+        words = f"mean {mean:+.3f} ± {width / root * 2**0.5:.3f}\nwidth {width:.3f} ± {width / root:.3f}"
+        words += f"\nmiddle 68 % {middle:.3f}"
         style.corner_text(axes, words.replace("-", "−"), color=INK)
     style.legend_strip(grid, grid.cells[0][0], "pulls")
     return grid.figure
