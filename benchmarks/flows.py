@@ -283,17 +283,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--who", default=",".join(PEERS), help="comma-separated contenders (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, help="measurements of each (default: 5; quick: 2)")
+    parser.add_argument("--repeats", type=int, help="measurements of each (default: 5; quick: 1)")
     parser.add_argument(
-        "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.1)"
+        "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.05)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--markdown", type=Path, help="write the page there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.repeats = options.repeats or (2 if options.quick else 5)
-    options.seconds = options.seconds or (0.1 if options.quick else 2.0)
+    options.repeats = options.repeats or (1 if options.quick else 5)
+    options.seconds = options.seconds or (0.05 if options.quick else 2.0)
     options.work = (options.work or ",".join(QUICK_WORKS if options.quick else WORKS)).split(",")
     options.who = options.who.split(",")
     for name, known in ((options.work, WORKS), (options.who, PEERS)):

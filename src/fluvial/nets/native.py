@@ -31,7 +31,10 @@ _PADDED = 32  # columns, as the kernel's PAD
 
 class _Linear(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("weight", "bias", "grad_weight", "grad_bias", "reach", "begin", "scale", "shift")),
+        *(
+            (name, c_void_p)
+            for name in ("weight", "bias", "grad_weight", "grad_bias", "reach", "begin", "scale", "shift")
+        ),
         ("outputs", c_long),
         ("inputs", c_long),
     )
@@ -299,7 +302,9 @@ def _network(
         grad = (None, None) if grads is None else (grads[2 * i].data_ptr(), grads[2 * i + 1].data_ptr())
         norm = (None, None) if norms is None or not 0 < i <= len(net.hidden) else norms[:, i - 1]
         scale, shift = (None if t is None else t.data_ptr() for t in norm)
-        maps[i] = _Linear(weight.data_ptr(), bias.data_ptr(), *grad, reach, begin, scale, shift, *weight.shape)
+        maps[i] = _Linear(
+            weight.data_ptr(), bias.data_ptr(), *grad, reach, begin, scale, shift, *weight.shape
+        )
     sizes = (x.shape[1], net.context, len(weights[0]), len(weights[-1]))
     counts = (len(net.hidden), len(net.gates), net.residual, ACTIVATIONS.index(type(net.activation)))
     return _Network(maps, *sizes, *counts, in_bf16(net))
