@@ -95,13 +95,7 @@ def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> t
                 _say(_introduction(about[-1], about[0]))
             if "declines" not in heard:
                 workers.append((worker, heard["ops"]))
-        for _ in range(options.repeats):
-            for op in OPS:
-                for worker, ops in workers:
-                    if op in ops:
-                        measured.setdefault((worker.who, op), []).append(worker.measure(op))
-        for worker, _ in workers:
-            worker.end()
+        _take_turns(workers, options.repeats, measured)
     taking_part = [one["who"] for one in about if "declines" not in one]
 
     rows = []
@@ -132,7 +126,18 @@ def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> t
     return rows, about
 
 
-def page(rows: list[dict], about: list[dict], where: str, command: str) -> str:
+def _take_turns(workers: list[tuple[Worker, list[Op]]], repeats: int, measured: dict) -> None:
+    """Let every worker measure each of its operations in turn, so many times, and end."""
+    for _ in range(repeats):
+        for op in OPS:
+            for worker, ops in workers:
+                if op in ops:
+                    measured.setdefault((worker.who, op), []).append(worker.measure(op))
+    for worker, _ in workers:
+        worker.end()
+
+
+def page(rows: list[dict], about: list[dict], works: list[Work], where: str, command: str) -> str:
     """Return the page that docs/benchmarks/flows.md is."""
     return f"""# Speed of flows, against peers
 
@@ -171,7 +176,7 @@ log-density changes with another row's context.
 
 ## Works
 
-{markdown_table([_work(w) for w in dict.fromkeys(a["work"] for a in about)])}
+{markdown_table([_work(w) for w in works])}
 """
 
 
@@ -227,10 +232,9 @@ def _contender(about: dict, everyone: list[dict]) -> dict:
     }
 
 
-def _work(name: str) -> dict:
-    work = WORKS[name]
+def _work(work: Work) -> dict:
     return {
-        "work": name,
+        "work": work.name,
         "architecture": work.architecture,
         "targets": work.targets,
         "context": work.context,
@@ -283,17 +287,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--who", default=",".join(PEERS), help="comma-separated contenders (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, help="measurements of each (default: 5; quick: 2)")
+    parser.add_argument("--repeats", type=int, help="measurements of each (default: 5; quick: 1)")
     parser.add_argument(
-        "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.1)"
+        "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.05)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--markdown", type=Path, help="write the page there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.repeats = options.repeats or (2 if options.quick else 5)
-    options.seconds = options.seconds or (0.1 if options.quick else 2.0)
+    options.repeats = options.repeats or (1 if options.quick else 5)
+    options.seconds = options.seconds or (0.05 if options.quick else 2.0)
     options.work = (options.work or ",".join(QUICK_WORKS if options.quick else WORKS)).split(",")
     options.who = options.who.split(",")
     for name, known in ((options.work, WORKS), (options.who, PEERS)):
@@ -318,7 +322,7 @@ def main() -> None:
         rows += results
         about += found
     command = " ".join(["python benchmarks/flows.py", *(_public(a) for a in sys.argv[1:])])
-    text = page(rows, about, where_and_when(host, packages), command)
+    text = page(rows, about, works, where_and_when(host, packages), command)
     print(text)
     if options.markdown:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)

@@ -220,3 +220,59 @@ def test_products_in_bfloat16(kind):
             assert ours[name] <= 2 * theirs[name] + 2e-3, (sizes, activation, name)
         net.eval()
         assert spread(results(net, *given, kernel=True), exact)["out"] < 1e-5
+
+
+@needs_kernels
+@pytest.mark.parametrize("mode", ["training", "evaluation", "evaluation, no gradients"])
+def test_batch_norm_between_products(mode):
+    sizes = {
+        "width": 40,
+        "depth": 2,
+        "residual": True,
+        "activation": "relu",
+        "gate": True,
+        "zero_start": False,
+    }
+    net = MLP(3, 2, 11, **sizes, batch_norm=True)
+    for norm in net.norms:
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+        torch.nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x, context, grad = problem(net, 401)
+    net.train(mode == "training")
+    exact = copy.deepcopy(net).double()
+    assert native.serves_products(net, x, context)
+    if mode == "evaluation, no gradients":
+        with torch.no_grad():
+            assert native.serves(net, x, context)
+            torch.testing.assert_close(
+                net(x, context).double(), exact(x.double(), context.double()), rtol=1e-4, atol=1e-5
+            )
+        return
+    assert not native.serves(net, x, context)
+    for flow, dtype in ((net, torch.float32), (exact, torch.float64)):
+        flow(x.to(dtype), context.to(dtype)).backward(grad.to(dtype))
+    for ours, truth in zip(net.parameters(), exact.parameters(), strict=True):
+        assert (ours.grad - truth.grad).abs().max() < 1e-4 * (1 + truth.grad.abs().max())
+    for ours, truth in zip(net.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), truth.double(), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_a_product_alone():
+    for rows, inputs, outputs in ((1, 3, 5), (193, 20, 300), (400, 70, 33), (192, 64, 64)):
+        generator = torch.Generator().manual_seed(rows)
+        given = [
+            torch.randn(*s, generator=generator) for s in ((rows, inputs), (outputs, inputs), (outputs,))
+        ]
+        grad = torch.randn(rows, outputs, generator=generator)
+        found = []
+        for product, dtype in ((native.product, torch.float32), (torch.nn.functional.linear, torch.float64)):
+            tensors = [t.to(dtype, copy=True).requires_grad_() for t in given]
+            out = product(*tensors)
+            first = torch.autograd.grad(out, tensors, grad.to(dtype), retain_graph=True)
+            again = torch.autograd.grad(out.sin().sum(), tensors[0], create_graph=True)[0].square().sum()
+            found.append([out.detach(), *first, *torch.autograd.grad(again, tensors)])
+        for ours, truth in zip(*found, strict=True):
+            assert (ours - truth).abs().max() < 3e-5 * (1 + truth.abs().max())

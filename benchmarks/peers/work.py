@@ -90,8 +90,8 @@ WORKS = {
 }
 
 QUICK_WORKS = {
-    "jets-small": replace(WORKS["jets-small"], train_rows=512, inference_rows=2_000),
-    "binaries-maf": replace(WORKS["binaries-maf"], train_rows=5_000, inference_rows=5_000),
+    "jets-small": replace(WORKS["jets-small"], steps=2, train_rows=512, inference_rows=2_000),
+    "binaries-maf": replace(WORKS["binaries-maf"], steps=3, train_rows=5_000, inference_rows=5_000),
 }
 
 

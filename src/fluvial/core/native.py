@@ -24,13 +24,18 @@ LIBRARY = Path(__file__).parent / "kernels" / "kernels.so"
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or ``None`` where there are none.
 
-    A library that is there and cannot be loaded (copied from another kind of machine, say) counts as none.
+    A library that is there and cannot be loaded (copied from another kind of machine, say), or is older than these
+    sources and lacks a kernel, counts as none.
     """
     if os.environ.get("FLUVIAL_KERNELS") == "0" or not LIBRARY.exists():
         return None
     try:
         found = ctypes.CDLL(str(LIBRARY))
     except OSError:
+        return None
+    if not all(
+        hasattr(found, name) for name in ("fluvial_spline", "fluvial_gather", "fluvial_mlp", "fluvial_linear")
+    ):
         return None
     settings = [c_long, c_int, c_float, c_float, c_float, c_int, c_int]
     found.fluvial_spline.argtypes = settings + [c_void_p] * 4

@@ -113,7 +113,8 @@ class AbstractFlow(nn.Module):
     def use_bf16(self, on: bool) -> None:
         """Let conditioners and encoders multiply in bfloat16 while they train, or not; all else stays as it is.
 
-        For a GPU, or a CPU with instructions for bfloat16; anywhere else it is slower.
+        For a GPU, or a CPU with instructions for bfloat16 (AVX-512 BF16: then by the kernel in C, which sums in float32);
+        anywhere else it is slower.
         """
         for module in self.modules():
             if isinstance(module, (MLP, Encoder)):
