@@ -78,11 +78,7 @@ def test_masks_over_dictionary_encoded_grids(made: Path) -> None:
     assert "RLE_DICTIONARY" in encodings["alpha"]
     table = pq.read_table(made / "mergers.parquet")
     alpha, mass, metallicity = (np.asarray(table[n]) for n in ("alpha", "Mass_0", "Z"))
-    kept = (
-        (mass < 100)
-        & (alpha != 5)
-        & ~((metallicity == 0.001) & (alpha == 1))
-    )
+    kept = (mass < 100) & (alpha != 5) & ~((metallicity == 0.001) & (alpha == 1))
     record = RunFolder(made / "runs" / "s-1").record()
     assert record["data"]["rows_kept"] == kept.sum()
     assert fluvial.load(made / "runs" / "s-1").context_range["alpha"] == (0.5, 3.0)
