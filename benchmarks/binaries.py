@@ -1,15 +1,15 @@
 r"""The emulator of black-hole binaries against what it must show.
 
-``python benchmarks/binaries.py`` simulates 800,000 mergers whose density is known, fits ``studies/binaries.toml`` (four cells
-held out), and measures, on 2 threads:
+``python benchmarks/binaries.py`` simulates 800,000 mergers whose density is known, fits ``studies/binaries.toml`` (four
+cells held out), and measures, on 2 threads:
 
 - KL(truth‖fit) over the test rows, and in each held-out cell;
-- the four peaks of Mass_0 between 5.5 and 9.5 solar masses, at trained and held-out cells: positions, and depths of the
-  valleys between them, of the marginal density by quadrature;
+- the four peaks of Mass_0 between 5.5 and 9.5 solar masses, at trained and held-out cells: positions, and depths of
+  the valleys between them, of the marginal density by quadrature;
 - 10 million draws: how many below zero or above the bound of the study;
 - 20,000 draws at one context, warm, and a million likelihoods on a grid of hyperparameters;
-- draws a second, fluvial's fitted flow against the MAF of earlier work (``plain_maf.py``), and the same MAF in every library
-  that is installed (``flows.py``).
+- draws a second, fluvial's fitted flow against the MAF of earlier work (``plain_maf.py``), and the same MAF in every
+  library that is installed (``flows.py``).
 
 ``--data TABLE.parquet --holdout '(Z == 0.001 and alpha == 3)'`` fits a table of your own instead, whose density is not
 known. ``--run RUN`` measures a run that is there. ``--quick`` takes under a minute: 40,000 rows, 2 epochs.
@@ -24,6 +24,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def marginal(log_p: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarra
 def _features(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the maxima, and how deep the valleys between them are: 1 − valley / mean of its peaks."""
     inner = np.flatnonzero((p[1:-1] > p[:-2]) & (p[1:-1] >= p[2:])) + 1
-    valleys = np.array([p[a:b].min() for a, b in zip(inner[:-1], inner[1:], strict=True)])
+    valleys = np.array([p[a:b].min() for a, b in pairwise(inner)])
     return PEAKS[inner], 1 - valleys / (0.5 * (p[inner[:-1]] + p[inner[1:]]))
 
 
@@ -230,10 +231,10 @@ def page(rows: list[Row], where: str, command: str) -> str:
     ]
     return (
         "# The emulator of black-hole binaries\n\n<!-- Written by benchmarks/binaries.py; do not edit. -->\n\n"
-        "`studies/binaries.toml`, on mergers of the built-in simulator, whose density is known, with four cells of the grid "
-        "held out (work: simulated), or on a table of one's own (work: its name). Depth of a valley: 1 − its density over "
-        "the mean of the peaks beside it. The same MAF: ten MADE steps of two layers of 128, in each library, in a process "
-        f"of its own.\n\n{markdown_table(shown)}\n\n{where}\n\nMade with `{command}`.\n"
+        "`studies/binaries.toml`, on mergers of the built-in simulator, whose density is known, with four cells of the "
+        "grid held out (work: simulated), or on a table of one's own (its name). Depth of a valley: 1 − its density over "
+        "the mean of the peaks beside it. The same MAF: ten MADE steps of two layers of 128, in each library, in a "
+        f"process of its own.\n\n{markdown_table(shown)}\n\n{where}\n\nMade with `{command}`.\n"
     )
 
 
