@@ -1,7 +1,7 @@
 r"""Jets and muons from NanoAOD to NanoAOD: objects a second, memory, and draws against FlashSim's own model.
 
-``python benchmarks/collider.py`` writes a NanoAOD-like generator level (6 jets and 30 particles in a mean event), takes the
-densities of ``studies/jets.toml`` and ``studies/muons.toml`` (hardly trained: their speed does not hang on what they
+``python benchmarks/collider.py`` writes a NanoAOD-like generator level (6 jets and 30 particles in a mean event), takes
+the densities of ``studies/jets.toml`` and ``studies/muons.toml`` (hardly trained: their speed does not hang on what they
 have learnt), and runs ``fluvial.apps.collider.generate`` on it: how many objects a second are read, drawn and written.
 Then memory: the highest of a process of its own (Linux only), for more and more objects, of many events and of few that
 are oversampled. Last, draws a second of FlashSim's architecture (17 coupling steps of 10 residual blocks of 298 units,

@@ -30,6 +30,7 @@ from peers.worker import FLOOR, serve
 
 PEERS = {
     "fluvial": "fluvial",
+    "fluvial_bf16": "fluvial, products of training in bfloat16",
     "nflows": "nflows",
     "zuko": "zuko",
     "normflows": "normflows",
@@ -93,12 +94,13 @@ def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> t
                 about.append({"work": work.name, **heard})
                 _say(_introduction(about[-1], about[0]))
             if "declines" not in heard:
-                workers.append(worker)
+                workers.append((worker, heard["ops"]))
         for _ in range(options.repeats):
             for op in OPS:
-                for worker in workers:
-                    measured.setdefault((worker.who, op), []).append(worker.measure(op))
-        for worker in workers:
+                for worker, ops in workers:
+                    if op in ops:
+                        measured.setdefault((worker.who, op), []).append(worker.measure(op))
+        for worker, _ in workers:
             worker.end()
     taking_part = [one["who"] for one in about if "declines" not in one]
 
@@ -107,6 +109,8 @@ def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> t
         products = {way: _median(measured[FLOOR, op], way) for way in ("highest", "medium")}
         floor = max(products.values()) / work.flops(op)
         for who in taking_part:
+            if (who, op) not in measured:
+                continue
             rates = [m["rows_per_second"] for m in measured[who, op]]
             rows.append(
                 {
@@ -147,7 +151,8 @@ Made by `{command}`.
 
 ## Factors
 
-fluvial's rate over that of the best peer in PyTorch, and over flowjax' (JAX, compiled).
+fluvial's rate over that of the best peer in PyTorch, and over flowjax' (JAX, compiled); and training with products in
+bfloat16 (`precision = "bf16"`) over the best peer in PyTorch, which trains in float32.
 
 {markdown_table(_factors(rows))}
 
@@ -200,9 +205,10 @@ def _factors(rows: list[dict]) -> list[dict]:
             continue
         best = max(torch_peers, key=torch_peers.__getitem__)
         jax = ours / line["flowjax"] if "flowjax" in line else None
+        bf16 = line["fluvial_bf16"] / line[best] if "fluvial_bf16" in line else None
         factors.append(
             {"work": line["work"], "op": line["op"], "over PyTorch": ours / torch_peers[best], "best": best}
-            | {"over flowjax": jax}
+            | {"over flowjax": jax, "bf16 over PyTorch": bf16}
         )
     return factors
 

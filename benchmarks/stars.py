@@ -252,7 +252,7 @@ def miles(bench: Bench) -> None:
     found = Evaluation(
         **{name: np.concatenate([getattr(p, name) for p in parts]) for name in names}, seconds=0.0
     )
-    line = score(bench, "miles", "full-gaussian", found)
+    line = score(bench, "miles", FULL_FLOW, found)
     residual = found.mean - found.truth
     rng = np.random.default_rng(1)
     picks = rng.integers(0, len(residual), (1000, len(residual)))
@@ -261,7 +261,7 @@ def miles(bench: Bench) -> None:
     for j, name in enumerate(LABELS):
         middle = np.quantile(np.abs(residual[:, j]), 0.68)
         wide, wide_error = (v[j] for v in found.pull_width)
-        bench.add("miles", f"middle 68 % {name}", "full-gaussian", middle, "K" if name == "t_eff" else "dex")
+        bench.add("miles", f"middle 68 % {name}", FULL_FLOW, middle, "K" if name == "t_eff" else "dex")
         rows.append({
             "label": name,
             "rms": f"{found.rms[j]:.3g} ± {errors[j]:.2g}",
@@ -296,14 +296,15 @@ def _fit_miles(bench: Bench, folder: Path, k: int) -> Path:
             "split": {"train": 0.82, "validation": 0.15, "test": 0.03},
             "seed": 1,
         },
-        "columns": {"spectra": {"transform": "standardise-pixels", "jitter": 0.02}},
-        "encoder": {"architecture": "spectrum", "features": 24, "width": 24, "rank": 2, "dropout": 0.3},
-        "flow": {"architecture": "full-gaussian", "width": 48, "depth": 1},
+        "columns": {"spectra": {"transform": "standardise-pixels", "jitter": 0.05}},
+        "encoder": {"architecture": "spectrum", "features": 16, "width": 24, "rank": 2, "dropout": 0.5},
+        "flow": {"architecture": FULL_FLOW},
         "training": {
             "epochs": 20 if bench.options.quick else 150,
             "batch_size": 32,
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-2,
+            "learning_rate": 2e-3,
+            "weight_decay": 3e-2,
+            "ema": 0.99,
         },
     }
     path = bench.options.folder / f"miles-{k}.toml"

@@ -16,6 +16,7 @@ import fluvial
 from fluvial import DataError, RunError, cli
 from fluvial.data.readers import open_table, write_table
 from fluvial.data.schema import Column, Support
+from fluvial.walltime import TooShort
 from fluvial.workflow import sample_shards
 from fluvial.workflow.bulk_plan import BLOCK, MANIFEST, column_type, read_plan
 from fluvial.workflow.bulk_shard import within
@@ -185,6 +186,25 @@ def test_an_interrupted_sampling_goes_on(
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
+def test_a_walltime_too_short_for_one_shard(
+    made: Path, density: fluvial.Density, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual: dict[str, Any] = {"contexts": made / "contexts.parquet", "draws": 8, "seed": 5, "shards": 2}
+
+    def warn(done: int, rows: int) -> None:
+        if done > enough * rows:
+            signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setenv("FLUVIAL_WALLTIME", "60")
+    enough = 0.0  # warned after the first block
+    with pytest.raises(TooShort, match=r"not one shard was finished in the job's 1 minutes") as caught:
+        sample_shards(density, tmp_path / "out", **usual, advance=warn)
+    assert caught.value.code == 200
+    enough = 0.6  # after a shard: it gets on
+    with pytest.raises(Terminated):
+        sample_shards(density, tmp_path / "out", **usual, advance=warn)
+
+
 def test_a_folder_of_other_things_is_refused(made: Path, density: fluvial.Density, tmp_path: Path) -> None:
     usual: dict[str, Any] = {"contexts": made / "contexts.parquet", "draws": 1, "seed": 5}
     sample_shards(density, tmp_path / "out", **usual)
@@ -283,6 +303,26 @@ def test_the_command_line_draws_into_a_folder(
         "fluvial: --part: expected i/n with 0 ≤ i < n"
     )
     assert "seed is 5 there, and 6 now" in command("--out", out, "--seed", "6")[2]
+
+
+def test_contexts_may_be_spectra(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=300)
+    (tmp_path / "stars").mkdir()
+    np.save(tmp_path / "stars" / "t.npy", t)
+    np.save(tmp_path / "stars" / "flux.npy", (1 + 0.1 * np.outer(t, np.ones(32))).astype(np.float32))
+    study = {
+        "data": {"source": str(tmp_path / "stars"), "targets": ["t"], "context": ["flux"]},
+        "flow": {"architecture": "full-gaussian", "width": 8},
+        "encoder": {"features": 4, "width": 4, "patch": 8},
+        "training": {"epochs": 1},
+    }
+    density = fluvial.fit(study, runs=tmp_path, name="run", check=False)
+    usual: dict[str, Any] = {"contexts": tmp_path / "stars", "draws": 200, "seed": 1}
+    for shards in (1, 3):
+        assert sample_shards(density, tmp_path / f"{shards}", **usual, shards=shards).rows == 60_000
+    assert same(tmp_path / "1", tmp_path / "3")
+    assert list(rows_of(tmp_path / "1")) == ["t"]  # a spectrum is not written again with every draw
 
 
 def test_rounding_leaves_no_draw_outside_its_support() -> None:

@@ -156,7 +156,20 @@ def test_the_region_is_where_the_density_is_wrong():
     assert deviation[wrong, 0, 2].mean() > 0.2  # P(u³ < 1/2) − 1/2 = 0.29
     assert abs(deviation[~wrong, 0, 2].mean()) < 0.03
     (result,) = checks.local_regression(u, context, ["a"], rng)
-    assert "context column 1 is from 0.6" in result.meaning
+    assert "context column 1 is from 0." in result.meaning
+    (result,) = checks.local_regression(u, context, ["a"], rng, context_columns=["Z", "alpha"])
+    assert "context alpha is from 0." in result.meaning
+
+
+@pytest.mark.parametrize("context", [np.empty((2000, 0)), np.ones((2000, 2))])
+def test_a_context_that_does_not_vary_leaves_one_region(context: np.ndarray):
+    rng = np.random.default_rng(0)
+    u = rng.random((2000, 1))
+    assert checks.local_regression(u, context, ["a"], rng)[0].verdict == "pass"
+    assert checks.local_regression(u**2, context, ["a"], rng)[0].verdict == "fail"
+    x = rng.normal(size=(2000, 2))
+    found = checks.classifier_test(x, rng.permutation(x) + 0.01 * x, context, rng)
+    assert {r.verdict for r in found} <= {"pass", "insufficient data"}
 
 
 def test_boosting_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch):

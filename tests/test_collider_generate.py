@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import awkward as ak
+import nanoaod_like
 import numpy as np
 import pytest
 import uproot
@@ -93,6 +95,85 @@ def test_every_generator_object_gives_one(
     assert ak.all(out.Muon_pdgId == out.GenPart_pdgId[out.Muon_genPartIdx])
     assert ak.all(out.Muon_charge == -np.sign(out.Muon_pdgId))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_branches_are_laid_out_as_root_reads_them(
+    made: tuple[Path, list[Event], dict[str, Density]], tmp_path: Path
+) -> None:
+    """A counter for each collection, and flat leaf lists that name it; run sums are carried over."""
+    folder, _, densities = made
+    sums = {
+        "run": np.array([1], dtype=np.uint32),
+        "genEventSumw": np.array([12.5]),
+        "genEventCount": np.array([400]),
+    }
+    (tmp_path / "gen.root").write_bytes((folder / "gen.root").read_bytes())
+    with uproot.update(tmp_path / "gen.root") as file:
+        file["Runs"] = sums
+    generate([tmp_path / "gen.root"], tmp_path / "out.root", **densities)
+    with uproot.open(tmp_path / "out.root") as file:
+        tree = file["Events"]
+        for collection, name in (("Jet", "Jet_pt"), ("Muon", "Muon_charge"), ("GenPart", "GenPart_pdgId")):
+            (leaf,) = tree[name].member("fLeaves")
+            assert leaf.member("fLeafCount").member("fName") == f"n{collection}"
+            counts = tree[f"n{collection}"].array(library="np")
+            assert counts.tolist() == ak.num(tree[name].array()).tolist()
+        assert tree["Jet_pt"].typename == "float[]"
+        assert tree["event"].typename == "uint64_t"
+        assert {k: file["Runs"][k].array(library="np").tolist() for k in sums} == {
+            k: v.tolist() for k, v in sums.items()
+        }
+
+
+def test_coffea_opens_it(made: tuple[Path, list[Event], dict[str, Density]], tmp_path: Path) -> None:
+    nanoevents = pytest.importorskip("coffea.nanoevents", reason="coffea is not installed")
+    folder, events, densities = made
+    generate([folder / "gen.root"], tmp_path / "out.root", **densities)
+    source = {str(tmp_path / "out.root"): "Events"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of coffea's own
+        made_of = nanoevents.NanoEventsFactory.from_root(
+            source, schemaclass=nanoevents.NanoAODSchema, mode="eager"
+        )
+        found = made_of.events()
+    assert len(found) == len(events)
+    assert ak.all(found.Jet.matched_gen.pt == found.GenJet[found.Jet.genJetIdx].pt)
+
+
+def test_one_bad_file_among_good_ones(
+    made: tuple[Path, list[Event], dict[str, Density]], tmp_path: Path
+) -> None:
+    """A file whose branches disagree, one of no simulation and one cut short are told; the rest is done."""
+    from typer.testing import CliRunner
+
+    from fluvial.apps.collider.commands import app
+
+    _, _, densities = made
+    write_events(tmp_path / "good.root", make_events(10, seed=1))
+    write_events(tmp_path / "data.root", make_events(10, seed=2), drop=("Gen",))
+    events = make_events(10, seed=3)
+    short = ak.unflatten(np.ones(10, dtype=np.float32), np.ones(10, dtype=np.int64))
+    with uproot.recreate(tmp_path / "lengths.root") as file:
+        file.mkrntuple("Events", nanoaod_like.columns(events) | {"GenJet_eta": short})
+    write_events(tmp_path / "short.root", make_events(200, seed=4))
+    whole = (tmp_path / "short.root").read_bytes()
+    (tmp_path / "short.root").write_bytes(whole[: len(whole) // 2])
+    files = [str(tmp_path / f"{name}.root") for name in ("data", "lengths", "short", "good")]
+    run = CliRunner().invoke(
+        app, ["generate", *files, "--jets", str(densities["jets"].folder), "-o", str(tmp_path / "out")]
+    )
+    assert run.exit_code == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.root"]
+    for said in (
+        "1/4  failed: ",
+        "the generator level is needed",
+        "expected as many values of GenJet_",
+        "3/4  failed: ",
+        "could not be read",
+        "4/4  ",
+    ):
+        assert said in run.stderr
+    assert "3 of 4 files could not be used (see above)." in run.stdout
 
 
 def test_what_is_written_can_be_extracted(

@@ -26,8 +26,8 @@ from fluvial.launch.profile import Profile, read_profile
 from fluvial.launch.script import condor_description, sbatch_script
 from fluvial.launch.task import Task
 from fluvial.train import StepEvent
+from fluvial.walltime import TooShort
 from fluvial.workflow import fit_or_resume
-from fluvial.workflow.go_on import TooShort
 from fluvial.workflow.signals import Terminated
 
 STUDY = """
@@ -356,6 +356,18 @@ def test_a_walltime_too_short_for_one_checkpoint(here: Path, monkeypatch: pytest
     monkeypatch.setenv("FLUVIAL_WALLTIME", "3600")
     with pytest.raises(Terminated):  # preempted long before its end: it may fare better next time
         fit_or_resume("study.toml", name="c", check=False, on_event=at_once)
+
+
+@pytest.mark.parametrize(("minutes", "code"), [(60, 200), (6000, 138)])
+def test_a_warning_before_anything_has_begun(minutes: int, code: int) -> None:
+    lines = "import signal; from fluvial.walltime import answer_early; answer_early(); "
+    lines += "signal.raise_signal(signal.SIGUSR1)"
+    environment = os.environ | {"FLUVIAL_WALLTIME": str(minutes), "FLUVIAL_WARNING": "30"}
+    done = subprocess.run(
+        [sys.executable, "-c", lines], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code
+    assert ("ask for more --time" in done.stderr) == (code == 200)
 
 
 def test_launch_brings_no_torch() -> None:

@@ -9,7 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from zoo import BIJECTIONS, FLOWS, NEAR_START, NO_BIJECTION, SOLVER, Entry, inputs, make_bijection, make_flow
+from zoo import (
+    BIJECTIONS,
+    FLOWS,
+    NEAR_START,
+    NO_BIJECTION,
+    SOLVER,
+    Entry,
+    inputs,
+    make_bijection,
+    make_flow,
+    new_flow,
+)
 
 DTYPES = [torch.float32, torch.float64]
 CASES = [(name, dim) for name, entry in BIJECTIONS.items() for dim in entry.dims]
@@ -189,9 +200,7 @@ def test_flow_is_finite_far_out(name: str, targets: int, context: int, dtype: to
     ("name", "targets", "context"), [case for case in FLOW_CASES if case[0] not in NO_BIJECTION]
 )
 def test_starts_at_the_identity(name: str, targets: int, context: int) -> None:
-    from fluvial.flows import build_flow
-
-    flow = build_flow(targets=targets, context=context, **FLOWS[name]).eval()
+    flow = new_flow(name, targets, context).eval()
     x = torch.randn(20, targets, generator=torch.Generator().manual_seed(0))
     c = torch.randn(20, context, generator=torch.Generator().manual_seed(1)) if context else None
     torch.testing.assert_close(
@@ -201,10 +210,8 @@ def test_starts_at_the_identity(name: str, targets: int, context: int) -> None:
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_state_round_trip(name: str) -> None:
-    from fluvial.flows import build_flow
-
     flow = make_flow(name, 2, 3)
-    other = build_flow(targets=2, context=3, **FLOWS[name]).eval()
+    other = new_flow(name, 2, 3).eval()
     other.load_state_dict(flow.state_dict())
     x, c = torch.randn(5, 2), torch.randn(5, 3)
     assert torch.equal(flow(c).log_prob(x), other(c).log_prob(x))

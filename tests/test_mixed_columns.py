@@ -389,7 +389,7 @@ def test_mixing_follows_the_columns() -> None:
         ({"x": {"saturate": {"above": 1, "below": 2}}}, "below < above"),
         ({"x": {"atoms": [9], "saturate": {"above": 7}}}, "where the column does not saturate"),
         ({"x": {"support": [8, 9], "saturate": {"above": 7}}}, "nothing of the support"),
-        ({"x": {"transform": {"arctn": 1}}}, r"transform: expected a name or \{arctan = width\}"),
+        ({"x": {"transform": {"arctn": 1}}}, r"transform: expected a name, \{arctan = width\} or"),
         (
             {"x": {"kind": "integer"}, "y": {"kind": "integer"}, "flow": {"steps": 3}},
             r"\[flow\]: every target is an integer column, so no flow is left to choose",

@@ -13,7 +13,7 @@ from fluvial.nets.mlp import ACTIVATIONS
 needs_kernels = pytest.mark.skipif(
     core_native.library() is None, reason="no kernels: fluvial was installed without a C compiler"
 )
-needs_bf16 = pytest.mark.skipif(not native._has_bf16(), reason="no instructions for bfloat16 here")
+needs_bf16 = pytest.mark.skipif(not native.multiplies_in_bf16(), reason="no instructions for bfloat16 here")
 
 #: Inputs, context, width, outputs: less and more than a block of products in every direction, whole blocks too.
 SIZES = [(3, 2, 20, 11), (5, 0, 33, 7), (2, 14, 128, 98), (0, 3, 10, 4), (17, 30, 70, 40), (1, 1, 3, 2)]

@@ -203,7 +203,7 @@ def test_wrong_shapes_are_told():
     panel = plots.Panel("here", np.zeros((3, 2)), np.zeros((3, 3)))
     with pytest.raises(DataError, match=r"'here'.*draws of shape \[rows, 2\] for x0, x1; got \[3, 3\]"):
         plots.marginals([panel], columns(2))
-    with pytest.raises(DataError, match="expected 2 to 5 columns; got 1"):
+    with pytest.raises(DataError, match="expected 2 to 6 columns; got 1"):
         plots.joint(panel, columns(1))
     with pytest.raises(DataError, match=r"PIT values: expected shape \[N, 2\]"):
         plots.pit(np.zeros(4), columns(2))
@@ -336,7 +336,9 @@ def test_page_says_everything(full):
     assert full.index("9 of 10 checks pass") < full.index("0.02 nats") < full.index('id="checks"')
     assert "0.050 ± 0.010" in full
     assert "∞" in full
-    assert full.count('class="meaning"') == 2  # one for PIT, whose rows share it, and one for KL
+    # One for PIT, whose rows share it, one for KL, and one that says how many rows it lacks.
+    assert full.count('class="meaning"') == 3
+    assert "rows would decide" in full
 
 
 def test_page_is_self_contained_and_runs_nothing(full):

@@ -115,7 +115,8 @@ def test_a_fit_learns_from_the_spectrum(run: tuple[Path, Density]) -> None:
 
 def test_record_checks_and_report(tmp_path: Path) -> None:
     write(tmp_path)
-    density = fluvial.fit(study(tmp_path, data={"targets": ["fe_h"]}, columns={}), runs=tmp_path / "runs")
+    alone = {"targets": ["fe_h"], "context": ["spectra"]}
+    density = fluvial.fit(study(tmp_path, data=alone, columns={}), runs=tmp_path / "runs")
     folder = density.folder
     assert folder is not None
     record = RunFolder.open(folder).record()
@@ -130,7 +131,11 @@ def test_record_checks_and_report(tmp_path: Path) -> None:
     assert results["normalisation"].verdict == "pass"
     with np.load(folder / "checks.npz") as arrays:
         titles = arrays["panel0_titles"].tolist()
-    assert titles == ["SNR", "predicted fe_h"]
+    assert titles == ["predicted fe_h"]
+    flux = stars(4)["spectra"]
+    assert np.array_equal(
+        density.given(flux).sample(2, seed=1), density.given(spectra=flux).sample(2, seed=1)
+    )
     page = (folder / "report.html").read_text()
     assert "full-gaussian" in page
     assert "Transform of spectra" in page
@@ -171,6 +176,7 @@ def test_spectra_of_any_table(run: tuple[Path, Density]) -> None:
     one = density.given(spectra=flux[0], SNR=[30.0, 50.0, 90.0])  # shapes broadcast
     assert one.log_prob({"t_eff": 5500.0, "fe_h": 0.0}).shape == (3,)
     assert density.given(spectra=flux[0], SNR=50.0).shape == ()
+    assert density.given(spectra=flux[:0], SNR=50.0).sample(3).shape == (0, 3)
 
 
 def test_the_density_of_draws_is_log_prob(run: tuple[Path, Density]) -> None:

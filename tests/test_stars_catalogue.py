@@ -14,6 +14,7 @@ from fluvial.apps.stars.evaluate import evaluate
 from fluvial.apps.stars.figures import compare, figures, information, load_run
 from fluvial.cli import app
 from fluvial.errors import DataError, RunError
+from fluvial.workflow.predictions import prediction_arrays, prediction_section
 
 PIXELS = 96
 GRID = np.linspace(6520.0, 6600.0, PIXELS)
@@ -279,3 +280,51 @@ def test_runs_on_other_stars_are_not_compared(runs):
     a, b = load_run(runs / "plain"), load_run(runs / "plain", most=20)
     with pytest.raises(RunError, match="not the same test stars"):
         compare([a, b], runs.parent / "out", draws=60)
+
+
+def test_the_report_shows_predictions(runs):
+    run = load_run(runs / "plain", most=60)
+    names = run.density.schema.target_names
+    truth = np.stack([run.table[name] for name in names], axis=-1)
+    drawn = run.density.given(spectra=run.table["spectra"]).sample(50, seed=0)
+    draws = np.stack([drawn[name] for name in names], axis=-1)
+    arrays = prediction_arrays(run.density, run.table, truth, draws, seed=0)
+    np.testing.assert_allclose(arrays["predicted_mean"], draws.mean(axis=1))
+    assert arrays["posterior"].shape == (5000, 2)
+    (section,) = prediction_section(
+        run.density.schema, arrays | {"pulls": np.random.default_rng(0).normal(size=(60, 2))}
+    )
+    assert len(section.figures) == 3
+    assert prediction_section(run.density.schema, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("label", r"t_eff.*missing|t_eff.*finite|t_eff.*NaN"),
+        ("pixel", r"spectra.*(missing|finite|NaN)"),
+        ("constant", r"spectra.*(nothing to learn|every number)"),
+    ],
+)
+def test_a_faulty_training_table_is_said(tmp_path, fault, words):
+    flux, t_eff, log_g = spectra(np.random.default_rng(1), 60)
+    if fault == "label":
+        t_eff[[3, 7]] = np.nan
+    if fault == "pixel":
+        flux[5, 10:12] = np.nan
+    if fault == "constant":
+        flux[:] = 1.0
+    write(tmp_path / "data", flux, t_eff, log_g)
+    study = tmp_path / "s.toml"
+    study.write_text(STUDY.format(head="full-gaussian", missing="error"))
+    with pytest.raises(DataError) as caught:
+        fluvial.fit(study, runs=tmp_path / "runs", check=False)
+    assert re.search(words, str(caught.value), re.DOTALL)
+    if fault == "label":  # dropped where the study says so
+        study.write_text(
+            study.read_text()
+            .replace("seed = 2", 'seed = 2\nmissing = "drop"')
+            .replace("epochs = 25", "epochs = 1")
+        )
+        density = fluvial.fit(study, runs=tmp_path / "runs", check=False)
+        assert density.schema.target_names == ["t_eff", "log_g"]

@@ -5,12 +5,14 @@ import re
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from fluvial.apps.stars import kiel
 from fluvial.apps.stars.growth import grow, voigt
 from fluvial.apps.stars.lines import line_list
 from fluvial.apps.stars.simulator import LABELS, simulate, write
 from fluvial.apps.stars.spectrum import ARM_PIXELS, ARMS, Stars, spectra, strengths, wavelengths
+from fluvial.cli import app
 from fluvial.data.readers import open_table
 from fluvial.errors import DataError
 
@@ -194,3 +196,28 @@ def test_a_survey_that_cannot_be_written_leaves_what_was_there(tmp_path):
     assert (tmp_path / "labels.npy").read_bytes() == b"mine"
     with pytest.raises(DataError, match="seed to be a whole number"):
         simulate(1, seed=1.5)
+
+
+def test_on_the_command_line(tmp_path):
+    result = CliRunner().invoke(
+        app, ["simulate", "stars", "--rows", "3", "--out", str(tmp_path / "stars"), "--seed", "7"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "3 stars in" in result.output
+    more = [
+        "stars",
+        "simulate",
+        "-n",
+        "3",
+        "-o",
+        str(tmp_path / "clean"),
+        "--seed",
+        "7",
+        "--errors",
+        "--noiseless",
+    ]
+    assert CliRunner().invoke(app, more).exit_code == 0
+    noisy, clean, error = (
+        np.load(tmp_path / name) for name in ("stars/spectra.npy", "clean/spectra.npy", "clean/errors.npy")
+    )
+    assert np.median(np.abs(noisy - clean) / error) == pytest.approx(0.6745, abs=0.03)

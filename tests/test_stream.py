@@ -107,7 +107,7 @@ def test_mapping_and_tuple_agree() -> None:
         ((0.6, 0.2, 0.1), "sum to 1; got a sum of 0.9"),
         ((1.2, -0.2, 0.0), "expected validation to be a fraction from 0 to 1; got -0.2"),
         ((float("nan"), 0.5, 0.5), "expected train to be a fraction"),
-        ((0.5, 0.5), "expected three fractions"),
+        ((0.5, 0.5), "expected three or four fractions"),
         ({"train": 0.8, "valid": 0.2}, "unknown key 'valid'; did you mean 'validation'"),
     ],
 )

@@ -35,7 +35,12 @@ def study(**changes: Any) -> Study:
 def test_defaults() -> None:
     found = study()
     assert found.architecture == "autoregressive-spline"
-    assert found.data.split.model_dump() == {"train": 0.6, "validation": 0.2, "test": 0.2}
+    assert found.data.split.model_dump() == {
+        "train": 0.6,
+        "validation": 0.2,
+        "test": 0.2,
+        "calibration": 0.0,
+    }
     assert found.training.epoch_limit == 100
     assert study(training={"minutes": 5}).training.epoch_limit is None
     assert study(training={"minutes": 5, "epochs": 7}).training.epoch_limit == 7
@@ -94,7 +99,7 @@ def test_an_unknown_key_names_the_nearest(changes: dict[str, Any], message: str)
         ({"data": {"seed": -1}}, r"\[data\] seed: .*greater than or equal to 0; found -1"),
         (
             {"data": {"split": {"train": 0.5}}},
-            r"\[data\] split: train \+ validation \+ test must be 1; found 0.9",
+            r"\[data\] split: train \+ validation \+ test \+ calibration must be 1; found 0.9",
         ),
         ({"training": {"epochs": "3"}}, r"\[training\] epochs: input should be a valid integer; found '3'"),
         ({"training": {"epochs": True}}, r"\[training\] epochs: input should be a valid integer; found True"),

@@ -82,8 +82,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Density]:
 def test_the_run_folder_holds_all(run: tuple[Path, Density]) -> None:
     folder, _ = run
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint.safetensors", "checks.json", "checks.npz", "density.json", "metrics.jsonl",
-        "record.json", "report.html", "study.toml", "weights.safetensors",
+        "README.md", "card.json", "checkpoint.safetensors", "checks.json", "checks.npz", "conformal.safetensors",
+        "density.json", "metrics.jsonl", "novelty.json", "novelty.safetensors", "record.json", "report.html",
+        "study.toml", "weights.safetensors",
     ]  # fmt: skip
     assert folder.name == "tiny-1"
     assert (folder / "study.toml").read_text() == STUDY

@@ -33,7 +33,7 @@ from fluvial.core import (
     RationalQuadraticSpline,
     Softplus,
 )
-from fluvial.flows import ConditionalFlow, build_flow
+from fluvial.flows import ConditionalFlow, LatentMap, build_flow, recalibrated
 from fluvial.flows.amortized import Amortized, GaussianizationMap, RotationMap, TriangularMap
 from fluvial.flows.autoregressive import Autoregressive
 from fluvial.flows.continuous import Transport
@@ -170,6 +170,8 @@ BIJECTIONS: dict[str, Entry] = {
     "mixture-CDF Gaussianization, one kernel": Entry(
         lambda dim: Amortized(dim, 0, [GaussianizationMap(dim, kernels=1)])
     ),
+    "latent map": Entry(lambda dim: LatentMap(dim, bins=0)),
+    "latent map, steered": Entry(lambda dim: LatentMap(dim, CONTEXT, bins=6, steered=True), context=CONTEXT),
 }
 
 FLOWS: dict[str, dict] = {
@@ -212,6 +214,10 @@ FLOWS: dict[str, dict] = {
     "point": {"architecture": "point", "width": 24},
     "mixture": {"architecture": "mixture", "components": 4, "width": 24},
     "mixture, diagonal": {"architecture": "mixture", "components": 3, "covariance": "diagonal", "width": 24},
+    "maf, recalibrated": {"architecture": "maf", "steps": 2, "width": 24, "map": {"bins": 4, "steered": True}},
+    "continuous, recalibrated": {
+        "architecture": "continuous", "solver_steps": 4, "width": 12, "depth": 2, "map": {"bins": 0},
+    },
     "ensemble": {"architecture": "maf", "steps": 2, "width": 24, "members": 3},
 }  # fmt: skip
 
@@ -296,7 +302,7 @@ def make_encoded(
 
 
 #: What a numerical solution is allowed where draws and density are compared, by name of the flow.
-SOLVER: dict[str, float] = {"continuous": 1e-2}
+SOLVER: dict[str, float] = {"continuous": 1e-2, "continuous, recalibrated": 1e-2}
 
 
 #: Flows that are no bijection, so no law of one holds for them, nor do they start at the base density: the components of
@@ -321,8 +327,15 @@ def make_flow(
     """Return a flow whose parameters have moved away from their start, the same each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(targets + 10 * context)
-        flow = build_flow(targets=targets, context=context, **FLOWS[name])
-        return scatter(flow, size).to(dtype).eval()  # type: ignore[return-value]
+        return scatter(new_flow(name, targets, context), size).to(dtype).eval()  # type: ignore[return-value]
+
+
+def new_flow(name: str, targets: int, context: int) -> AbstractFlow:
+    """Return a flow as it starts."""
+    options = dict(FLOWS[name])
+    latent_map = options.pop("map", None)
+    flow = build_flow(targets=targets, context=context, **options)
+    return flow if latent_map is None else recalibrated(flow, **latent_map)[0]
 
 
 def scatter(module: nn.Module, size: float = 0.3) -> nn.Module:

@@ -29,7 +29,7 @@ class FluvialContender(TorchContender):
         return loss.item()
 
 
-def build(work: Work) -> TorchContender:
+def build(work: Work, kind: type[FluvialContender] = FluvialContender) -> FluvialContender:
     """Build the flow by name; rows go through in the chunks that a density takes by itself."""
     options: dict[str, Any] = {
         "steps": work.steps,
@@ -50,4 +50,4 @@ def build(work: Work) -> TorchContender:
         return flow(c).sample()
 
     optimizer = torch.optim.AdamW(flow.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
-    return FluvialContender(flow, log_prob, sample, optimizer=optimizer, chunk=CHUNK)
+    return kind(flow, log_prob, sample, optimizer=optimizer, chunk=CHUNK)

@@ -31,7 +31,7 @@ def serve(who: str, work: Work, threads: int, seconds: float) -> None:
     """Measure until standard input ends; a measurement repeats its operation for at least ``seconds``."""
     _limit_threads(threads)
     if who == FLOOR:
-        _tell({"who": who})
+        _tell({"who": who, "ops": OPS})
         for line in sys.stdin:
             _tell({"op": line.strip(), **_floor(work, line.strip(), threads, seconds)})  # type: ignore[arg-type]
         return
@@ -49,6 +49,7 @@ def serve(who: str, work: Work, threads: int, seconds: float) -> None:
             "who": who,
             "parameters": contender.parameters,
             "differs": contender.differs,
+            "ops": getattr(contender, "ops", OPS),
             **_look(contender, data),
         }
     )

@@ -30,15 +30,20 @@ if TYPE_CHECKING:
         build_flow,
         sbi_estimator,
     )
+    from fluvial.infer.conformal import ConformalRegions
+    from fluvial.novelty import NoveltyResult
     from fluvial.workflow import (
         check_run,
+        conformal_regions,
         fit,
         infer_population,
         list_runs,
         load,
+        recalibrate,
         report_run,
         resume,
         sample_shards,
+        write_card,
     )
 
 __version__ = "0.1.0"
@@ -49,6 +54,7 @@ _HOME = {
     "Column": "fluvial.data.schema",
     "Conditional": "fluvial.conditional",
     "ConditionalFlow": "fluvial.flows",
+    "ConformalRegions": "fluvial.infer.conformal",
     "ContinuousFlow": "fluvial.flows",
     "CouplingAffine": "fluvial.flows",
     "CouplingSpline": "fluvial.flows",
@@ -62,20 +68,24 @@ _HOME = {
     "MAF": "fluvial.flows",
     "MissingExtraError": "fluvial.errors",
     "MixtureOfGaussians": "fluvial.flows",
+    "NoveltyResult": "fluvial.novelty",
     "RunError": "fluvial.errors",
     "Schema": "fluvial.data.schema",
     "StudyError": "fluvial.errors",
     "Support": "fluvial.data.schema",
     "build_flow": "fluvial.flows",
     "check_run": "fluvial.workflow",
+    "conformal_regions": "fluvial.workflow",
     "fit": "fluvial.workflow",
     "infer_population": "fluvial.workflow",
     "list_runs": "fluvial.workflow",
     "load": "fluvial.workflow",
+    "recalibrate": "fluvial.workflow",
     "report_run": "fluvial.workflow",
     "resume": "fluvial.workflow",
     "sample_shards": "fluvial.workflow",
     "sbi_estimator": "fluvial.flows",
+    "write_card": "fluvial.workflow",
 }
 
 __all__ = [
@@ -85,6 +95,7 @@ __all__ = [
     "Column",
     "Conditional",
     "ConditionalFlow",
+    "ConformalRegions",
     "ContinuousFlow",
     "CouplingAffine",
     "CouplingSpline",
@@ -97,6 +108,7 @@ __all__ = [
     "Gaussianization",
     "MissingExtraError",
     "MixtureOfGaussians",
+    "NoveltyResult",
     "RunError",
     "Schema",
     "StudyError",
@@ -104,14 +116,17 @@ __all__ = [
     "__version__",
     "build_flow",
     "check_run",
+    "conformal_regions",
     "fit",
     "infer_population",
     "list_runs",
     "load",
+    "recalibrate",
     "report_run",
     "resume",
     "sample_shards",
     "sbi_estimator",
+    "write_card",
 ]
 
 

@@ -15,6 +15,7 @@ from fluvial.apps.binaries.commands import app as binaries_app
 from fluvial.apps.collider.commands import app as collider_app
 from fluvial.apps.stars.commands import app as stars_app
 from fluvial.cli_infer import infer
+from fluvial.walltime import answer_early
 from fluvial.words import is_folder, read_given
 
 if TYPE_CHECKING:
@@ -116,10 +117,52 @@ def check(run: Run) -> None:
     from fluvial.check import overall
     from fluvial.workflow import check_run
 
-    results = check_run(run)
+    results = check_run(run, on_event=_err)
     _show_results(results)
     if overall(results) == "fail":
         raise typer.Exit(1)
+
+
+@app.command()
+def recalibrate(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new run folder.", show_default="RUN-recalibrated")
+    ] = None,
+) -> None:
+    """Mend a density's calibration on rows it was not trained on; leave a new run beside the old one."""
+    from fluvial.record import RunFolder
+    from fluvial.report.page import measured
+    from fluvial.workflow import recalibrate as mend
+    from fluvial.workflow.check import load_results
+
+    density, fit = mend(run, out, on_event=_err)
+    if fit.options is None or density.recalibration is None or density.folder is None:
+        _out(
+            f"nothing to mend: no map of its latent space gains on {fit.rows:,} held-out rows; no run was made"
+        )
+        return
+    test = density.recalibration["test"]
+    _show_results(load_results(RunFolder.open(density.folder)))
+    _out(
+        f"log p     +{measured(test['gain'], test['gain_error'])} nats per row on {test['rows']:,} test rows".replace(
+            "+−", "−"
+        )
+    )
+    _out(
+        f"coverage  largest error {test['coverage_before']:.4f} before, {test['coverage_after']:.4f} after "
+        f"(± {test['coverage_error']:.4f})"
+    )
+    _out(f"run       {density.folder}")
+    _out(f"report    {(density.folder / 'report.html').resolve()}")
+
+
+@app.command()
+def card(run: Run) -> None:
+    """Write card.json and README.md of a run again, from its record and checks; print the path."""
+    from fluvial.workflow import write_card
+
+    _out(str(write_card(run).resolve()))
 
 
 @app.command()
@@ -138,6 +181,12 @@ def sample(
     contexts: Annotated[Path | None, typer.Option(help="A table of contexts, one a row.")] = None,
     draws: Annotated[int, typer.Option("--draws", "-n", help="Draws at each context.")] = 1,
     seed: Seed = None,
+    novelty: Annotated[
+        bool,
+        typer.Option(
+            "--novelty", help="Add a column: how probable a context as unlike the training rows is."
+        ),
+    ] = False,
     shards: at_scale.Shards = None,
     processes: at_scale.Processes = 1,
     part: at_scale.Part = None,
@@ -149,12 +198,17 @@ def sample(
     from fluvial.workflow import load, sample_table
 
     if is_folder(out) or shards is not None or processes != 1 or part is not None:
+        if novelty:
+            raise typer.BadParameter(
+                "--novelty goes with one file of draws; for a folder, score the contexts themselves"
+            )
         at_scale.sample(
             run, out, given=read_given(given), contexts=contexts, draws=draws, seed=seed, shards=shards,
             processes=processes, part=part, compression=compression, wide=wide,
         )  # fmt: skip
         return
-    table = sample_table(load(run), given=read_given(given), contexts=contexts, draws=draws, seed=seed)
+    density, values = load(run), read_given(given)
+    table = sample_table(density, given=values, contexts=contexts, draws=draws, seed=seed, novelty=novelty)
     write_table(out, table)
     rows = len(next(iter(table.values())))
     _out(f"{rows:,} rows of {', '.join(table)} in {out}")
@@ -189,11 +243,16 @@ def log_prob(
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write report.html of a run again, from its record and checks; print its path."""
+def report(
+    run: Run,
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="html; md, with its figures in a folder; or pdf.")
+    ] = "html",
+) -> None:
+    """Write the report of a run again, from its record and checks; print its path."""
     from fluvial.workflow import report_run
 
-    _out(str(report_run(run).resolve()))
+    _out(str(report_run(run, form, on_event=_err).resolve()))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -328,6 +387,7 @@ def main() -> None:
     from fluvial.errors import FluvialError
 
     warnings.showwarning = _show_warning
+    answer_early()
     # OpenMP's threads spin while they wait; where others want the cores too, spinning costs ten times what it saves. This
     # process alone, and only if the user has not said otherwise; read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -359,8 +419,12 @@ def _out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def _err(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
 def _show_results(results: list[CheckResult]) -> None:
-    from fluvial.report.page import measured, verdict_sentence
+    from fluvial.report.page import measured, needs, verdict_sentence
 
     symbols = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
     rows = [
@@ -375,6 +439,9 @@ def _show_results(results: list[CheckResult]) -> None:
         for r in results
     ]
     _table(rows, ["verdict", "check", "statistic", "exact", "allowed", "n"])
+    for r in results:
+        if r.verdict == "insufficient data":
+            _out(f"? {r.name}{f' of {r.column}' if r.column else ''}: {needs(r)}")
     _out(verdict_sentence(results))
 
 

@@ -19,6 +19,7 @@ from fluvial.errors import DataError, nearest
 if TYPE_CHECKING:
     from fluvial.contexts import Contexts
     from fluvial.density import Density
+    from fluvial.novelty import NoveltyResult
 
 #: Rows that pass through a flow at once: their activations stay in the caches.
 CHUNK = 8192
@@ -164,8 +165,8 @@ class Conditional:
             here = np.arange(start, start + DRAW_FROM_ROWS).clip(
                 max=len(rows) - 1
             )  # the last row fills up the last block
-            mine = None if features is None else features[torch.from_numpy(of[here])]
-            p = self.density.flow.given_features(mine)
+            chosen = None if features is None else features[torch.from_numpy(of[here])]
+            p = self.density.flow.given_features(chosen)
             made = p.draw_from(torch.from_numpy(rows[here])).numpy().astype(np.float64)
             x[start : start + DRAW_FROM_ROWS] = self.density.target_transforms.inverse(made)[
                 : len(rows) - start
@@ -181,9 +182,8 @@ class Conditional:
             generator.manual_seed(_whole("seed", seed, least=0))
         size = self.density.target_transforms.layout.width
         contexts = int(np.prod(self.shape, dtype=int))
-        features = self._features.reshape(
-            contexts, self._features.shape[-1]
-        )  # no −1: it may have no elements
+        # (no −1: it may have no elements)
+        features = self._features.reshape(contexts, self._features.shape[-1])
         x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
         with torch.no_grad():
             for of, part in _blocks(contexts, draws, self.density.flow.draw_rows):
@@ -233,6 +233,30 @@ class Conditional:
         z, logdet = self.density.target_transforms.forward(np.where(inside[..., None], values, stand_in))
         out = self._flow_log_prob(torch.from_numpy(z.astype(np.float32)))
         return np.where(inside, out + logdet, -np.inf)
+
+    @property
+    def coded(self) -> np.ndarray:
+        """The contexts as the flow sees them, coded and standardised, arrays encoded: ``[*shape, columns]``, float32."""
+        return self._features.numpy()
+
+    def novelty(self, rate: float | None = None) -> NoveltyResult:
+        """Return how unlike the training rows each context is: see :mod:`fluvial.novelty`.
+
+        Parameters
+        ----------
+        rate : float, optional
+            The share of false alarms among contexts like those of the table; 1 % unless given.
+
+        Raises
+        ------
+        DataError
+            If the density has no context, or no score: it is made with the checks.
+        """
+        if not self.density.schema.context:
+            raise DataError("This density has no context, so none can be novel.")
+        if self.density.novelty is None:
+            raise DataError("This density has no novelty score; make it with: fluvial check RUN.")
+        return self.density.novelty(self.coded, rate)
 
     def _flow_log_prob(self, z: torch.Tensor) -> np.ndarray:
         try:

@@ -38,9 +38,11 @@ from fluvial.files import write_atomically
 from fluvial.flows.encoded import ArrayKind, EncodedFlow, build_encoded_flow
 from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow
+from fluvial.flows.recalibrated import recalibrated
+from fluvial.novelty import Novelty
 
-#: Format 1 knows continuous columns only, format 2 neither array columns nor ensembles; a density that needs no more is
-#: still written so.
+#: Format 1 knows continuous columns only, format 2 neither array columns, ensembles nor recalibration; a density is
+#: written in the first that holds it.
 FORMAT = 3
 DENSITY_FILE = "density.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -70,6 +72,10 @@ class Density:
         What :func:`fluvial.flows.build_flow` needs to rebuild the flow.
     encoder : dict or None
         Where the context has arrays: ``architecture`` and options of their encoder.
+    recalibration : dict or None
+        Of a recalibrated density: the ``map`` in its latent space, on which rows it was fitted, and what it gained.
+    novelty : fluvial.novelty.Novelty or None
+        What tells a context that is unlike those of the training rows; made when the density is checked.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Density:
         context_range: Mapping[str, tuple[float, float]] | None = None,
         encoder: Mapping[str, Any] | None = None,
         array_range: Mapping[str, tuple[float, float]] | None = None,
+        recalibration: Mapping[str, Any] | None = None,
     ):
         self.flow = flow.eval()
         self.schema = schema
@@ -94,6 +101,8 @@ class Density:
         self.context_range = {name: (float(a), float(b)) for name, (a, b) in (context_range or {}).items()}
         self.encoder = None if encoder is None else dict(encoder)
         self.array_range = {name: (float(a), float(b)) for name, (a, b) in (array_range or {}).items()}
+        self.recalibration = dict(recalibration) if recalibration is not None else None
+        self.novelty: Novelty | None = None
         self.folder: Path | None = None
 
     def __repr__(self) -> str:
@@ -101,9 +110,12 @@ class Density:
         weights = sum(p.numel() for p in self.flow.parameters())
         measure = "" if self.plain else f"; log_prob against {self.reference_measure}"
         encoder = f"{self.encoder['architecture']} encoder, " if self.encoder else ""
+        mended = ""
+        if self.recalibration is not None:
+            mended = f", recalibrated on {self.recalibration['rows']:,} {self.recalibration['split']} rows"
         ensemble = f"ensemble of {len(self.flow.members)} " if isinstance(self.flow, EnsembleFlow) else ""
-        kind = f"{encoder}{ensemble}{self.architecture}"
-        return f"Density p({targets} | {context}): {kind}, {weights:,} weights{measure}"
+        what = f"{encoder}{ensemble}{self.architecture}, {weights:,} weights{mended}"
+        return f"Density p({targets} | {context}): {what}{measure}"
 
     @property
     def plain(self) -> bool:
@@ -176,14 +188,14 @@ class Density:
         scalars = torch.from_numpy(coded.astype(np.float32))
         with torch.no_grad():
             if not context.arrays:
-                return self.flow.encode(scalars) if scalars.shape[-1] else scalars  # type: ignore[return-value]
+                return self._encode_scalars(scalars)
             first = self.members[0].flow  # members of an ensemble standardise arrays alike
             assert isinstance(first, EncodedFlow)
             count = math.prod(context.shape)
-            flat = scalars.reshape(count, scalars.shape[-1])
+            flat = scalars.reshape(count, scalars.shape[-1])  # no −1: there may be no scalars
             arrays = [a.reshape(count, a.shape[-1]) for a in context.arrays]
             parts, distances = [], []
-            for start in range(0, count, ENCODED_ROWS):
+            for start in range(0, max(count, 1), ENCODED_ROWS):
                 rows = slice(start, start + ENCODED_ROWS)
                 pixels = [torch.from_numpy(np.array(a[rows])) for a in arrays]
                 distances.append(torch.stack(first.distances(pixels), -1))
@@ -191,6 +203,24 @@ class Density:
         self._warn_far(torch.cat(distances).numpy())
         features = torch.cat(parts)
         return features.reshape(*context.shape, features.shape[-1])
+
+    def _encode_scalars(self, scalars: torch.Tensor) -> torch.Tensor:
+        """Return what the flow makes of coded scalars: most nothing, a trunk its features.
+
+        Rows are encoded in blocks of one size: the last bits of a row's features do not hang on its company.
+        """
+        if not scalars.shape[-1] or type(self.flow).encode is AbstractFlow.encode:
+            return scalars
+        rows = scalars.reshape(-1, scalars.shape[-1])
+        parts = []
+        for start in range(0, max(len(rows), 1), ENCODED_ROWS):
+            part = rows[start : start + ENCODED_ROWS]
+            filled = torch.cat([part, part.new_zeros(ENCODED_ROWS - len(part), part.shape[-1])])
+            features = self.flow.encode(filled)
+            assert features is not None
+            parts.append(features[: len(part)])
+        out = torch.cat(parts)
+        return out.reshape(*scalars.shape[:-1], out.shape[-1])
 
     def _warn_far(self, distances: np.ndarray) -> None:
         for column, of in zip(self.schema.arrays, distances.T, strict=True):
@@ -237,6 +267,8 @@ class Density:
         """Write ``density.json`` and ``weights.safetensors`` into a folder, each file at once or not at all."""
         self.save_description(folder)
         self.save_weights(folder)
+        if self.novelty is not None:
+            self.novelty.save(folder)
 
     def save_description(self, folder: str | Path) -> None:
         """Write ``density.json`` alone: all but the weights."""
@@ -253,15 +285,17 @@ class Density:
                 "context": self.context_transforms.to_json(),
             },
         }
+        if self.recalibration is not None:
+            description["recalibration"] = self.recalibration
         if isinstance(self.flow, EnsembleFlow):
-            description |= {"ensemble": len(self.flow.members)}
+            description["ensemble"] = len(self.flow.members)
         if self.encoder is not None:
             description |= {"encoder": self.encoder, "array_range": self.array_range}
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(Path(folder) / DENSITY_FILE, text.encode())
 
     def _format(self) -> int:
-        if self.schema.arrays or isinstance(self.flow, EnsembleFlow):
+        if self.schema.arrays or self.recalibration is not None or isinstance(self.flow, EnsembleFlow):
             return 3
         return 1 if all(c.plain for c in self.schema.columns) else 2
 
@@ -291,6 +325,7 @@ class Density:
                 "again."
             ) from error
         _load_weights(density.flow, folder / WEIGHTS_FILE)
+        density.novelty = Novelty.load(folder)
         return density
 
     @classmethod
@@ -313,6 +348,9 @@ class Density:
                 members=description.get("ensemble", 1),
                 **options,
             )
+        recalibration = description.get("recalibration")
+        if recalibration is not None and recalibration["map"] is not None:
+            flow, _ = recalibrated(flow, **recalibration["map"])
         return cls(
             flow,
             schema,
@@ -323,6 +361,7 @@ class Density:
             context_range=description["context_range"],
             encoder=description.get("encoder"),
             array_range=description.get("array_range"),
+            recalibration=recalibration,
         )
 
 

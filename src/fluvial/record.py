@@ -7,7 +7,10 @@
 ``checkpoint.safetensors`` all that training needs to go on: see :mod:`fluvial.train.checkpoint`
 ``density.json``          with ``weights.safetensors``: the best density so far, loadable at any moment
 ``checks.json``           results of the checks; ``checks.npz`` holds the arrays behind their figures
-``report.html``           one self-contained page
+``report.html``           one self-contained page; ``report.md`` and ``report.pdf`` where they were asked for
+``novelty.json``          with ``novelty.safetensors``: what tells a context that is unlike those of the training rows
+``conformal.safetensors`` scores of held-out rows, behind regions that hold the truth as often as they say
+``card.json``             with ``README.md``: what the density was trained on, its checks, where it holds
 ========================= ================================================================================
 
 The folder appears whole or not at all, and from its first moment says that no end was recorded; only an end

@@ -68,6 +68,11 @@ class Checks(_Strict):
     test_rows: int
     kl: float | None = Field(description="KL(truth‖fit) in nats, where the truth is known")
     kl_error: float | None
+    best_baseline: str | None = Field(
+        default=None, description="of the densities that need no flow, the one that comes nearest to it"
+    )
+    gain: float | None = Field(default=None, description="of the flow over that, in nats per row")
+    gain_error: float | None = None
 
 
 class Member(_Strict):
@@ -112,6 +117,9 @@ class Record(_Strict):
     training: Training | Nothing
     checks: Checks | Nothing
     resumed: list[Resumed]
+    recalibrated: dict[str, Any] | None = Field(
+        default=None, description="of a run that recalibrate made: of which run, on which rows"
+    )
     ensemble: list[Member] = Field(
         default=[], description="the members that have begun; then `training` is of all of them"
     )

@@ -82,12 +82,15 @@ class SplitSection(Section):
     train: Annotated[float, Field(gt=0, le=1)] = 0.6
     validation: Annotated[float, Field(gt=0, le=1)] = 0.2
     test: Annotated[float, Field(gt=0, le=1)] = 0.2
+    calibration: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="rows that training never sees, kept for recalibration and conformal regions"
+    )
 
     @model_validator(mode="after")
     def _sum(self) -> SplitSection:
-        total = self.train + self.validation + self.test
+        total = self.train + self.validation + self.test + self.calibration
         if not math.isclose(total, 1, abs_tol=1e-6):
-            raise ValueError(f"train + validation + test must be 1; found {total:g}")
+            raise ValueError(f"train + validation + test + calibration must be 1; found {total:g}")
         return self
 
 

@@ -111,8 +111,10 @@ class TuneSection(Section):
             raise ValueError("epochs: expected epochs or minutes, not both")
         for name in self.space:
             section, _, key = name.partition(".")
-            if section not in ("flow", "training") or not key or "." in key:
-                raise ValueError(f'space: expected "flow.OPTION" or "training.OPTION"; found {name!r}')
+            if section not in ("flow", "encoder", "training") or not key or "." in key:
+                raise ValueError(
+                    f'space: expected "flow.OPTION", "encoder.OPTION" or "training.OPTION"; found {name!r}'
+                )
             if name in ("training.epochs", "training.steps", "training.minutes"):
                 raise ValueError(
                     f"space: {name} is the budget, which epochs or minutes of [tune] set for all trials"

@@ -26,6 +26,7 @@ from fluvial.check.calibration import (
     pulls,
     uniform_distance,
 )
+from fluvial.check.cells import CellDifferences, cell_differences, cells
 from fluvial.check.classifier import classifier_test, local_classifier_test
 from fluvial.check.conditional import (
     ContextBin,
@@ -49,9 +50,12 @@ from fluvial.check.twosample import kolmogorov_smirnov, mmd, sliced_wasserstein,
 from fluvial.check.weights import effective_rows, equal_rows
 
 __all__ = [
+    "CellDifferences",
     "CheckResult",
     "ContextBin",
     "Verdict",
+    "cell_differences",
+    "cells",
     "central_coverage_curve",
     "classifier_test",
     "compare_scores",

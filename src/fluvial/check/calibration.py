@@ -126,7 +126,9 @@ def uniform_distance(values: np.ndarray) -> tuple[np.ndarray, float]:
     return np.sqrt(np.maximum(largest**2 - KOLMOGOROV_MEAN_SQUARE / n, 0.0)), 0.5 / math.sqrt(n)
 
 
-def pulls(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def pulls(
+    truth: np.ndarray, draws: np.ndarray, *, memory: int | None = None, progress: Progress | None = None
+) -> np.ndarray:
     r"""Return the pull of each truth: how many standard deviations it lies from the mean of its draws.
 
     With m and s the mean and standard deviation (with S − 1) of the draws and r = (truth − m)/s,
@@ -140,7 +142,8 @@ def pulls(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
     shape, any S, even where the variance does not exist. It is bounded by :math:`\sqrt S`, and shortens a
     pull well below that by little.
 
-    ``truth``: [N, D]; ``draws``: [N, S, D] with S ≥ 2, any unit. Returns [N, D], without unit. A row whose
+    ``truth``: [N, D]; ``draws``: [N, S, D] with S ≥ 2, any unit; ``memory``, ``progress`` as in
+    :func:`pit_values`. Returns [N, D], without unit. A row whose
     draws are all equal to its truth has no pull (NaN); one whose draws are not all finite has an infinite
     pull.
 
@@ -150,11 +153,17 @@ def pulls(truth: np.ndarray, draws: np.ndarray) -> np.ndarray:
     >>> pulls(np.array([[4.0]]), np.array([[[1.0], [2.0], [3.0]]])).round(3)
     array([[1.342]])
     """
-    return _pulls_and_kurtosis(truth, draws)[0]
+    return _pulls_and_kurtosis(truth, draws, memory, progress)[0]
 
 
 def pull_checks(
-    truth: np.ndarray, draws: np.ndarray, columns: Sequence[str], *, threshold: float = PULL_THRESHOLD
+    truth: np.ndarray,
+    draws: np.ndarray,
+    columns: Sequence[str],
+    *,
+    threshold: float = PULL_THRESHOLD,
+    memory: int | None = None,
+    progress: Progress | None = None,
 ) -> list[CheckResult]:
     r"""Check, for each column, that its pulls have mean 0 and root mean square 1.
 
@@ -168,7 +177,8 @@ def pull_checks(
     would not do: where tails are heavy, the rows that make the scatter are mostly not in it, and an exact
     density would fail.
 
-    ``truth``: [N, D]; ``draws``: [N, S, D] with S ≥ 2, any unit. Rows without a pull are left out and not
+    ``truth``: [N, D]; ``draws``: [N, S, D] with S ≥ 2, any unit; ``memory``, ``progress`` as in
+    :func:`pit_values`. Rows without a pull are left out and not
     counted in n; an infinite pull fails. Returns two results per column. Fewer than 50 rows are "insufficient
     data"; a pass needs about 400, more where tails are heavy.
 
@@ -182,7 +192,7 @@ def pull_checks(
     ✓ pull mean of x: -0.00541 ± 0.014 (threshold 0.1, n = 5000): pass
     ✗ pull width of x: 0.802 ± 0.011 (exact 1, threshold 0.1, n = 5000): fail
     """
-    values, kurtosis = _pulls_and_kurtosis(truth, draws)
+    values, kurtosis = _pulls_and_kurtosis(truth, draws, memory, progress)
     results = []
     for j, name in enumerate(column_names(columns, values.shape[1])):
         defined = ~np.isnan(values[:, j])
@@ -206,7 +216,9 @@ _PULL_WIDTH = (
 )
 
 
-def _pulls_and_kurtosis(truth: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pulls_and_kurtosis(
+    truth: np.ndarray, draws: np.ndarray, memory: int | None, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the pulls [N, D] and, for each, the kurtosis of the truth and its draws together, [N, D]."""
     x, y = truth_and_draws(truth, draws)
     rows, size, targets = y.shape
@@ -214,7 +226,7 @@ def _pulls_and_kurtosis(truth: np.ndarray, draws: np.ndarray) -> tuple[np.ndarra
         raise DataError(f"draws: expected at least 2 for each row, to have a standard deviation; got {size}.")
     pull, kurtosis = np.empty((rows, targets)), np.empty((rows, targets))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for piece in pieces(rows, size * targets):
+        for piece in pieces(rows, size * targets, memory, progress):
             # Measured from the first draw: no digits are lost to an offset, and equal values give exactly 0.
             first = y[piece, :1].astype(np.float64)
             of_draws, of_truth = y[piece] - first, x[piece] - first[:, 0]
@@ -272,11 +284,12 @@ def hpd_values(
     """
     at = array("log_prob_truth", log_prob_truth, ("N",))
     of = array("log_prob_draws", log_prob_draws, (at.shape[0], "S"))
-    at, of = (np.where(np.isnan(a), -np.inf, a) for a in (at, of))
-    # Ranked by falling density; infinities are of use for ranking only, so any finite stand-in will do.
-    return pit_values(
-        _finite_order(-at)[:, None], _finite_order(-of)[:, :, None], rng, memory=memory, progress=progress
-    )[:, 0]
+    values = np.empty(len(at))
+    for piece in pieces(len(at), of.shape[1], memory, progress):
+        # Ranked by falling density; infinities are of use for ranking only, so any finite stand-in will do.
+        truth, drawn = (_finite_order(-a[piece]) for a in (at, of))
+        values[piece] = pit_values(truth[:, None], drawn[:, :, None], rng)[:, 0]
+    return values
 
 
 def coverage_curve(
@@ -365,5 +378,6 @@ def _count(found: np.ndarray) -> np.ndarray:
 
 
 def _finite_order(values: np.ndarray) -> np.ndarray:
-    """Return the values with infinities replaced by the largest floats: the same order, all finite."""
-    return np.nan_to_num(values.astype(np.float64), posinf=np.finfo(float).max, neginf=np.finfo(float).min)
+    """Return the values in the same order, all finite: infinities as the largest floats, and NaN too."""
+    most = np.finfo(float).max
+    return np.nan_to_num(values.astype(np.float64), nan=most, posinf=most, neginf=-most)

@@ -88,6 +88,7 @@ def local_regression(
     columns: Sequence[str],
     rng: np.random.Generator,
     *,
+    context_columns: Sequence[str] | None = None,
     method: Learner = "quadratic",
     threshold: float = LOCAL_THRESHOLD,
 ) -> list[CheckResult]:
@@ -105,7 +106,8 @@ def local_regression(
     :math:`\sqrt{16 + 2 \ln A}` standard errors, and its meaning names the context column in which the region differs
     most from the rest. n is the m of the region: a pass needs 200.
 
-    Arguments as in :func:`predicted_deviation`. Returns one result per column.
+    ``context_columns``: C names, for the meaning; their numbers unless given. Other arguments as in
+    :func:`predicted_deviation`. Returns one result per column.
 
     Raises:
         DataError: shapes that do not agree, values outside [0, 1], a context that is not finite, or an unknown method.
@@ -123,6 +125,10 @@ def local_regression(
     names = column_names(columns, u.shape[1])
     n = len(u)
     values = array("context", context, (n, "C"))
+    of_context = column_names(
+        [f"column {k}" for k in range(values.shape[1])] if context_columns is None else context_columns,
+        values.shape[1],
+    )
     if n < _LEAST:
         meaning = (
             "Error of a reported probability where a regression on the context finds most; too few rows."
@@ -144,7 +150,7 @@ def local_regression(
             error = PAIRED * math.sqrt(level * (1 - level) / size)
             meaning = (
                 f"Error of the reported probability {level:g} in the {size} rows where a regression on the context finds "
-                f"most{_described(values, region)}; an exact density gives 0."
+                f"most{_described(values, region, of_context)}; an exact density gives 0."
             )
             judged.append(
                 CheckResult.judge(
@@ -160,7 +166,7 @@ def _indicators(u: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return (u[:, :, None] < levels) - levels
 
 
-def _described(context: np.ndarray, region: np.ndarray) -> str:
+def _described(context: np.ndarray, region: np.ndarray, names: Sequence[str]) -> str:
     """Return in which context column the region differs most from all rows, and between which values it lies."""
     if context.shape[1] == 0 or len(region) == len(context):
         return ""
@@ -173,4 +179,4 @@ def _described(context: np.ndarray, region: np.ndarray) -> str:
     )
     j = int(np.argmax(differs))
     low, high = np.quantile(inside[:, j], [0.1, 0.9])
-    return f" (mostly where context column {j} is from {low:.4g} to {high:.4g})"
+    return f" (mostly where context {names[j]} is from {low:.4g} to {high:.4g})"

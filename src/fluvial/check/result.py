@@ -97,6 +97,23 @@ class CheckResult:
         """The distance from exact, |statistic − exact|: what is compared with the threshold."""
         return abs(self.statistic - self.exact)
 
+    @property
+    def rows_needed(self) -> int | None:
+        """About how many rows would decide where there are too few, if the statistic stays; ``None`` if unknown.
+
+        The standard error falls as 1/√n: rows must make it T/2 for a pass, or the deviation 4 of it for a fail. A result
+        that is decided needs no more than it has.
+
+        >>> CheckResult.judge("PIT", "x", 0.02, 0.025, 0.03, 400, "…").rows_needed
+        1112
+        """
+        if self.verdict != "insufficient data":
+            return self.n
+        wanted = self.deviation / STANDARD_ERRORS if self.deviation > self.threshold else self.threshold / 2
+        if not (self.uncertainty > 0 and wanted > 0 and self.n > 0):  # NaN as well
+            return MINIMUM_ROWS if 0 <= self.n < MINIMUM_ROWS else None
+        return max(math.ceil(self.n * (self.uncertainty / wanted) ** 2), self.n + 1)
+
     def to_json(self) -> dict[str, Any]:
         """Return a value for strict JSON; NaN and infinities become the strings that ``float`` reads.
 

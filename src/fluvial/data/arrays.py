@@ -56,7 +56,9 @@ class StoredArray:
         return self.values.shape[1]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.values[rows if self.rows is None else self.rows[rows]].astype(np.float32, copy=False)
+        # Gathered by numbers, never by a slice: what comes back is new memory, for the caller to change.
+        gathered = self.values[np.asarray(rows) if self.rows is None else self.rows[rows]]
+        return np.asarray(gathered, dtype=np.float32)
 
     def kept(self, keep: np.ndarray) -> StoredArray:
         """Return those rows for which ``keep`` holds."""
@@ -136,7 +138,7 @@ class Arrays:
         """Return rows as they are observed, ``[n, length]`` float32 by column; in ``epoch`` of training or for ever."""
         out = {}
         for name, stored in self.stored.items():
-            values = np.array(stored[rows])
+            values = stored[rows]
             for noise in (self.noise, self.jitter) if epoch != FOR_EVER else (self.noise,):
                 if name in noise:
                     noise[name].add(values, rows, epoch)
@@ -230,9 +232,13 @@ def check_array(
         whole = bool(finite.all())
         if not whole:
             absent = np.logical_not(finite)
-            lost = absent.all(1) if column.missing == "mask" else absent.any(1)
-            faults["missing"].add(absent & lost[:, None], part.start)
-            faults["masked"].add(absent & ~lost[:, None], part.start)
+            lost = (
+                np.logical_and.reduce(absent, 1)
+                if column.missing == "mask"
+                else np.logical_or.reduce(absent, 1)
+            )
+            faults["missing"].add(absent & np.expand_dims(lost, 1), part.start)
+            faults["masked"].add(absent & ~np.expand_dims(lost, 1), part.start)
             sound[part] &= ~lost
         ends = values if whole else values[finite]
         if ends.size:

@@ -1,6 +1,6 @@
 """The packed form: a table packed once, so that training reads it at the speed of the disk.
 
-A packed table is a folder with one file of fixed-size records for each of train, validation and test
+A packed table is a folder with one file of fixed-size records for each of train, validation, test and calibration
 (``train.rows``, …: row-major, memory-mappable, in the order of the source), a uniform sample of each that is
 longer than :data:`SAMPLE` rows (``train.sample``), and ``packed.json``, which says what is where.
 
@@ -30,7 +30,7 @@ from fluvial.data.split import uniform
 from fluvial.errors import DataError
 
 FORMAT = 1
-PARTS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test", "calibration")
 #: Rows of each part in its uniform sample, which stands for it wherever a table in memory is needed.
 SAMPLE = 131_072
 #: Rows encoded at once.
@@ -60,7 +60,7 @@ class Packed:
 
     def rows(self, part: str) -> int:
         """Return the number of rows of a part."""
-        return self.about["parts"][part]["rows"]
+        return self.about["parts"].get(part, {"rows": 0})["rows"]  # few have rows for calibration
 
     def path(self, part: str) -> Path:
         """Return the file of a part's records."""
@@ -124,7 +124,7 @@ def open_packed(folder: Path) -> Packed | None:
         about = json.loads((folder / ABOUT).read_bytes())
         packed = Packed(folder, about)
         size = packed.layout.dtype.itemsize
-        for part in PARTS:
+        for part in about["parts"]:
             rows = packed.rows(part)
             if packed.path(part).stat().st_size != rows * size:
                 return None
@@ -186,6 +186,9 @@ def pack(
         with writer:
             _pass(columns, writer, pieces, which, seed)
     parts = {name: part.finish() for name, part in writer.parts.items()}
+    if not parts["calibration"]["rows"]:  # as if there were no such part: packs made before it are the same
+        del parts["calibration"]
+        (folder / "calibration.rows").unlink()
     described = [column.describe() for column in columns]
     content = hashlib.sha256(json.dumps([parts, described], sort_keys=True).encode()).hexdigest()
     description = {

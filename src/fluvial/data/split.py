@@ -1,11 +1,11 @@
-"""Which rows train, validate and test: a pure function of a seed and the number of the row."""
+"""Which rows train, validate, test and calibrate: a pure function of a seed and the number of the row."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -17,22 +17,24 @@ _GAMMA = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: the step of SplitMix6
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of a table, in three disjoint sets: sorted int64 row indices."""
+    """The rows of a table, in disjoint sets: sorted int64 row indices. Most splits have no calibration rows."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    calibration: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
-def split_rows(rows: int, fractions: tuple[float, float, float] | Mapping[str, float], seed: int) -> Split:
-    r"""Assign every row to train, validation or test, each row by itself.
+def split_rows(rows: int, fractions: tuple[float, ...] | Mapping[str, float], seed: int) -> Split:
+    r"""Assign every row to train, validation, test or calibration, each row by itself.
 
     Row :math:`i` gets :math:`u_i = \mathrm{SplitMix64}(\mathrm{seed}, i) / 2^{64}`, uniform in [0, 1), and
     falls to the set whose interval of cumulative fractions holds :math:`u_i`. Hence the set of a row depends
     on the seed, the fractions and its position alone: a file that grows by appended rows keeps its splits.
     The price is that the size of a set is binomial, not exact.
 
-    ``fractions`` is (train, validation, test), or a mapping with those keys (an absent one is 0).
+    ``fractions`` is (train, validation, test) or (train, validation, test, calibration), or a mapping with those keys
+    (an absent one is 0).
 
     Raises :class:`~fluvial.errors.StudyError` where a fraction is negative or not finite, or their sum is not
     1 to within 1e-6, and :class:`~fluvial.errors.DataError` where a set with a fraction above 0 gets no rows.
@@ -45,15 +47,15 @@ def split_rows(rows: int, fractions: tuple[float, float, float] | Mapping[str, f
     """
     names = [f.name for f in fields(Split)]
     which = split_of(np.arange(rows, dtype=np.uint64), fractions, seed)
-    split = Split(*(np.flatnonzero(which == i).astype(np.int64, copy=False) for i in range(3)))
+    split = Split(*(np.flatnonzero(which == i).astype(np.int64, copy=False) for i in range(len(names))))
     check_split({n: getattr(split, n).size for n in names}, rows, fractions)
     return split
 
 
-def split_of(
-    rows: np.ndarray, fractions: tuple[float, float, float] | Mapping[str, float], seed: int
-) -> np.ndarray:
-    """Return the set of each row number: 0 train, 1 validation, 2 test; :func:`split_rows` says how (int8).
+def split_of(rows: np.ndarray, fractions: tuple[float, ...] | Mapping[str, float], seed: int) -> np.ndarray:
+    """Return the set of each row number, int8; :func:`split_rows` says how.
+
+    0 train, 1 validation, 2 test, 3 calibration.
 
     >>> split_of(np.array([0, 1, 3]), (0.6, 0.2, 0.2), seed=1)
     array([1, 0, 2], dtype=int8)
@@ -66,7 +68,7 @@ def split_of(
 
 
 def check_split(
-    sizes: Mapping[str, int], rows: int, fractions: tuple[float, float, float] | Mapping[str, float]
+    sizes: Mapping[str, int], rows: int, fractions: tuple[float, ...] | Mapping[str, float]
 ) -> None:
     """Raise :class:`~fluvial.errors.DataError` where a set with a fraction above 0 has no rows."""
     shares = dict(zip(sizes, _shares(fractions, list(sizes)), strict=True))
@@ -79,16 +81,18 @@ def check_split(
         )
 
 
-def _shares(fractions: tuple[float, float, float] | Mapping[str, float], names: list[str]) -> np.ndarray:
+def _shares(fractions: tuple[float, ...] | Mapping[str, float], names: list[str]) -> np.ndarray:
     if isinstance(fractions, Mapping):
         for key in fractions:
             if key not in names:
                 raise StudyError(f"split: unknown key {key!r}{nearest(key, names)}")
         shares = [fractions.get(name, 0.0) for name in names]
     else:
-        shares = list(fractions)
-    if len(shares) != 3:
-        raise StudyError(f"split: expected three fractions ({', '.join(names)}); got {len(shares)}")
+        shares = list(fractions) + [0.0] * (len(fractions) == len(names) - 1)
+    if len(shares) != len(names):
+        raise StudyError(
+            f"split: expected three or four fractions ({', '.join(names)}); got {len(fractions)}"
+        )
     for name, share in zip(names, shares, strict=True):
         if not (math.isfinite(share) and share >= 0):
             raise StudyError(f"split: expected {name} to be a fraction from 0 to 1; got {share}")

@@ -11,6 +11,7 @@ from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
 from fluvial.flows.mixed import MixedFlow, build_mixed_flow
 from fluvial.flows.mixture import MixtureOfGaussians
 from fluvial.flows.point import PointRegression
+from fluvial.flows.recalibrated import LatentMap, RecalibratedFlow, recalibrated
 from fluvial.flows.sbi import sbi_estimator
 
 __all__ = [
@@ -29,11 +30,14 @@ __all__ = [
     "FlowDistribution",
     "FullGaussian",
     "Gaussianization",
+    "LatentMap",
     "MixedFlow",
     "MixtureOfGaussians",
     "PointRegression",
+    "RecalibratedFlow",
     "build_encoded_flow",
     "build_flow",
     "build_mixed_flow",
+    "recalibrated",
     "sbi_estimator",
 ]

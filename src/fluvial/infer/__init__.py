@@ -1,1 +1,1 @@
-"""What is done with a density: population (hierarchical) inference."""
+"""What is done with a density: regions with guarantees, and population (hierarchical) inference."""

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluvial.launch.profile import Profile
+from fluvial.walltime import WALLTIME, WARNING
 
 #: In a command, the number of a task in its array, and how many there are.
 TASK, TASKS = "{task}", "{tasks}"
 #: Exit codes of a command that was told to stop and is to be begun again: 128 + SIGUSR1, 128 + SIGTERM.
 AGAIN = (138, 143)
-#: Told to the command, so that it knows when it has been warned: see :mod:`fluvial.workflow.go_on`.
-WALLTIME, WARNING = "FLUVIAL_WALLTIME", "FLUVIAL_WARNING"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -135,6 +135,9 @@ class MLP(nn.Module):
         weights = self.weights()
         if outputs is not None:
             weights[-2:] = [weights[-2][outputs], weights[-1][outputs]]
+        if native.serves_products(self, x, context):
+            product = partial(native.product, bf16=native.in_bf16(self))
+            return self.by_operations(x, context, weights, product)
         if self.bf16 and self.training:
             with torch.autocast(x.device.type, torch.bfloat16):
                 return self.by_operations(x, context, weights).to(x.dtype)
@@ -152,8 +155,17 @@ class MLP(nn.Module):
             for t in (m.masked() if isinstance(m, MaskedLinear) else m.weight, m.bias)
         ]
 
-    def by_operations(self, x: Tensor, context: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
-        """Return the parameters by PyTorch's operations, given the weights in place of one's own."""
+    def by_operations(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        weights: Sequence[Tensor],
+        product: Callable[..., Tensor] = linear,
+    ) -> Tensor:
+        """Return the parameters by PyTorch's operations, given the weights in place of one's own.
+
+        ``product(h, weight, bias)`` makes the linear maps.
+        """
         maps = list(zip(weights[::2], weights[1::2], strict=True))
         hidden, gates = maps[1:][: len(self.hidden)], maps[1 + len(self.hidden) : -1]
         if self.constant:
@@ -162,14 +174,14 @@ class MLP(nn.Module):
             entrance = draw_in(x)
         else:
             entrance = torch.cat((draw_in(x), context), dim=-1) if x.shape[-1] else context
-        h = linear(entrance, *maps[0])
+        h = product(entrance, *maps[0])
         if self.residual:
             for block in range(len(hidden) // 2):
-                h = self._block(block, h, context, hidden, gates)
+                h = self._block(block, h, context, hidden, gates, product)
         else:
             for layer in hidden:
-                h = linear(self._drop(self._activate(h)), *layer)
-        return linear(self._activate(h), *maps[-1])
+                h = product(self._drop(self._activate(h)), *layer)
+        return product(self._activate(h), *maps[-1])
 
     def _block(
         self,
@@ -178,20 +190,24 @@ class MLP(nn.Module):
         context: Tensor | None,
         hidden: list[tuple[Tensor, Tensor]],
         gates: list[tuple[Tensor, Tensor]],
+        product: Callable[..., Tensor],
     ) -> Tensor:
         """Return h and what a residual block adds to it: norm, activation, layer, twice, then the gate."""
         out = h
         for i in (2 * block, 2 * block + 1):
             if self.norms:
-                # BatchNorm1d takes [n, width]; the leading dimensions are all batch.
-                out = self.norms[i](out.reshape(-1, out.shape[-1])).reshape(out.shape)
+                # BatchNorm1d takes [n, width]; the leading dimensions are all batch. A view of its output would make
+                # the activation, which is made in place, copy.
+                flat = out.dim() == 2
+                out = self.norms[i](out if flat else out.reshape(-1, out.shape[-1]))
+                out = out if flat else out.reshape(h.shape)
             out = self.activation(out) if out is h else self._activate(out)
             if i % 2:
                 out = self._drop(out)
-            out = linear(out, *hidden[i])
+            out = product(out, *hidden[i])
         if gates:
             assert context is not None, "a gate has a context"
-            return torch.addcmul(h, out, torch.sigmoid(linear(context, *gates[block])))
+            return torch.addcmul(h, out, torch.sigmoid(product(context, *gates[block])))
         return out.add_(h)  # in place: no layer keeps its own output for the backward pass
 
     def _activate(self, h: Tensor) -> Tensor:

@@ -8,14 +8,15 @@ float32 on a CPU, and PyTorch's operations everywhere else: results differ by ro
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_int, c_long, c_void_p
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.functional import pad
 
 from fluvial.core import native
 
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh)  # as the kernel counts them
 #: Fewer rows than this do not repay the rearranging of the weights.
 LEAST_ROWS = 16
+_PADDED = 32  # columns, as the kernel's PAD
 
 
 class _Linear(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("weight", "bias", "grad_weight", "grad_bias", "reach", "begin")),
+        *(
+            (name, c_void_p)
+            for name in ("weight", "bias", "grad_weight", "grad_bias", "reach", "begin", "scale", "shift")
+        ),
         ("outputs", c_long),
         ("inputs", c_long),
     )
@@ -65,12 +70,22 @@ def _library() -> ctypes.CDLL | None:
         found.fluvial_mlp_saved.restype = c_long
         found.fluvial_mlp.argtypes = [POINTER(_Network), c_long, c_int] + [c_void_p] * 4
         found.fluvial_mlp_backward.argtypes = [POINTER(_Network), c_long, c_int] + [c_void_p] * 6
+        found.fluvial_linear.argtypes = [POINTER(_Linear), c_int, c_long, c_int] + [c_void_p] * 2
+        found.fluvial_linear_backward.argtypes = [POINTER(_Linear), c_int, c_long, c_int] + [c_void_p] * 3
+        found.fluvial_linear.restype = found.fluvial_linear_backward.restype = c_int
         found.fluvial_mlp.restype = found.fluvial_mlp_backward.restype = c_int
     return found
 
 
 def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
-    """Return whether the kernel can take these rows through this network, as both now are."""
+    """Return whether the kernel can take these rows through the whole of this network, as both now are."""
+    if net.norms and (net.training or torch.is_grad_enabled()):
+        return False
+    return not (net.dropout is not None and net.training) and serves_products(net, x, context)
+
+
+def serves_products(net: MLP, x: Tensor, context: Tensor | None) -> bool:
+    """Return whether the kernel can make the products of this network, as it and the rows now are."""
     given = (x,) if context is None else (x, context)
     return (
         _library() is not None
@@ -79,8 +94,8 @@ def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
         and sum(t.shape[-1] for t in given) == net.first.in_features
         and net.context == (0 if context is None else context.shape[-1])
         and x.shape[:-1].numel() >= LEAST_ROWS
-        and not (net.bf16 and net.training and not _has_bf16())
-        and not (net.constant or net.norms or (net.dropout is not None and net.training))
+        and not (net.bf16 and net.training and not multiplies_in_bf16())
+        and not net.constant
         and all(_serves_tensor(t) for t in (*given, *net.parameters()))
     )
 
@@ -97,11 +112,12 @@ def _is_transformed() -> bool:
 
 def in_bf16(net: MLP) -> bool:
     """Return whether the kernel shall multiply in bfloat16 now: where it is asked for and the processor can."""
-    return net.bf16 and net.training and _has_bf16()
+    return net.bf16 and net.training and multiplies_in_bf16()
 
 
 @cache
-def _has_bf16() -> bool:
+def multiplies_in_bf16() -> bool:
+    """Return whether the kernel can multiply in bfloat16: it was compiled for it, and the processor has instructions."""
     library = _library()
     return library is not None and bool(library.fluvial_has_bf16())
 
@@ -178,7 +194,7 @@ class _Conditioner(torch.autograd.Function):
         grad_x = torch.empty_like(x) if need_x else None
         grad_context = torch.empty_like(context) if need_context else None
         pointers = (x, context, grad_out.contiguous(), saved, grad_x, grad_context)
-        _run(library.fluvial_mlp_backward, network, len(x), pointers)
+        _run(partial(library.fluvial_mlp_backward, byref(network)), len(x), pointers)
         wanted = (g if need else None for g, need in zip(grads or weights, need_weights, strict=True))
         return None, grad_x, grad_context, *wanted
 
@@ -189,8 +205,64 @@ def _forward(
     library = _library()
     assert library is not None
     out = x.new_empty(len(x), len(weights[-1]))
-    _run(library.fluvial_mlp, _network(net, x, weights), len(x), (x, context, out, saved))
+    norms = _norms(net, len(weights[0])) if net.norms else None
+    network = _network(net, x, weights, norms=norms)
+    _run(partial(library.fluvial_mlp, byref(network)), len(x), (x, context, out, saved))
     return out
+
+
+def _norms(net: MLP, units: int) -> Tensor:
+    """Return ``[2, layers, units, padded]``: what batch norm by running averages multiplies by and adds."""
+    pairs = torch.stack([torch.stack(scale_and_shift(norm)) for norm in net.norms], 1)
+    return pad(pairs[..., :units], (0, -units % _PADDED)).contiguous()
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return what batch norm in evaluation mode multiplies by and adds."""
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor, *, bf16: bool = False) -> Tensor:
+    """Return ``x @ weight.T + bias`` by the kernel, where :func:`serves_products` says so."""
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
+    out = _Product.apply(rows, weight.contiguous(), bias.contiguous(), bf16)
+    return out.reshape(*x.shape[:-1], out.shape[-1])  # type: ignore[union-attr]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, bf16: bool):  # type: ignore[override]
+        library = _library()
+        assert library is not None, "asked for a kernel although serves_products says no"
+        ctx.save_for_backward(x, weight, bias)
+        ctx.bf16 = bf16
+        out = x.new_empty(len(x), len(weight))
+        _run(partial(library.fluvial_linear, byref(_linear(weight, bias)), bf16), len(x), (x, out))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to have a gradient
+            return grad_out @ weight, grad_out.t() @ x, grad_out.sum(0), None
+        library = _library()
+        assert library is not None
+        need_x, *need_weights, _ = ctx.needs_input_grad
+        grads = [torch.empty_like(t) for t in (weight, bias)] if any(need_weights) else None
+        grad_x = torch.empty_like(x) if need_x else None
+        tensors = (x, grad_out.contiguous(), grad_x)
+        function = partial(library.fluvial_linear_backward, byref(_linear(weight, bias, grads)), ctx.bf16)
+        _run(function, len(x), tensors)
+        return grad_x, *(grads or (None, None)), None
+
+
+def _linear(weight: Tensor, bias: Tensor, grads: Sequence[Tensor] | None = None) -> _Linear:
+    pointers = [t.data_ptr() for t in (weight, bias, *(grads or ()))]
+    return _Linear(*pointers, *[None] * (8 - len(pointers)), *weight.shape)
 
 
 def _differentiable_gradients(
@@ -204,14 +276,18 @@ def _differentiable_gradients(
     return [next(grads) if need else None for need in ctx.needs_input_grad[1:]]
 
 
-def _run(function: Any, network: _Network, rows: int, tensors: Sequence[Tensor | None]) -> None:
+def _run(function: Callable[..., int], rows: int, tensors: Sequence[Tensor | None]) -> None:
     pointers = (None if t is None else t.data_ptr() for t in tensors)
-    if function(byref(network), rows, torch.get_num_threads(), *pointers):
-        raise MemoryError(f"No memory for the buffers of a conditioner of width {network.width}.")
+    if function(rows, torch.get_num_threads(), *pointers):
+        raise MemoryError("No memory for the buffers of a conditioner.")
 
 
 def _network(
-    net: MLP, x: Tensor, weights: Sequence[Tensor], grads: Sequence[Tensor] | None = None
+    net: MLP,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor] | None = None,
+    norms: Tensor | None = None,
 ) -> _Network:
     """Return the network as the kernel reads it; it points at the weights, which must outlive it.
 
@@ -224,7 +300,11 @@ def _network(
         span = getattr(layer, "span", None) if weight.shape == layer.weight.shape else None
         reach, begin = (None, None) if span is None else (t.data_ptr() for t in span)
         grad = (None, None) if grads is None else (grads[2 * i].data_ptr(), grads[2 * i + 1].data_ptr())
-        maps[i] = _Linear(weight.data_ptr(), bias.data_ptr(), *grad, reach, begin, *weight.shape)
+        norm = (None, None) if norms is None or not 0 < i <= len(net.hidden) else norms[:, i - 1]
+        scale, shift = (None if t is None else t.data_ptr() for t in norm)
+        maps[i] = _Linear(
+            weight.data_ptr(), bias.data_ptr(), *grad, reach, begin, scale, shift, *weight.shape
+        )
     sizes = (x.shape[1], net.context, len(weights[0]), len(weights[-1]))
     counts = (len(net.hidden), len(net.gates), net.residual, ACTIVATIONS.index(type(net.activation)))
     return _Network(maps, *sizes, *counts, in_bf16(net))

@@ -50,7 +50,7 @@ class Unfolding:
         self.gates = [torch.sigmoid(gate(context)) for gate in net.gates]
         # What each layer after the first gets: filled degree by degree.
         self.seen = [weight.new_empty(rows, weight.shape[0]) for _ in range(len(net.hidden) + 1)]
-        self.norms = [_scale_and_shift(norm) for norm in net.norms]
+        self.norms = [native.scale_and_shift(norm) for norm in net.norms]
 
     def outputs(self, degree: int, x: Tensor, which: slice) -> Tensor:
         """Return the outputs ``which``, whose degree is ``degree``, given ``x: [n, degree]``; ask in order of degree."""
@@ -81,11 +81,3 @@ class Unfolding:
             if net.residual and layer % 2:
                 h = torch.addcmul(skip, h, self.gates[layer // 2][:, mine]) if self.gates else skip + h
         self.seen[-1][:, mine] = net.activation(h)
-
-
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    assert isinstance(norm, nn.BatchNorm1d)
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale

@@ -21,6 +21,9 @@ from fluvial.report.bins import Binning, bin_number, binning, finite, poisson_in
 from fluvial.report.marks import data_points, draw_line, heights, same_y, value_axis
 from fluvial.report.style import DATA, DRAWS, MUTED, VERMILION, safe_text, styled
 
+#: Targets that a joint figure shows at most.
+MOST_JOINT = 6
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -164,20 +167,20 @@ def _ratio_range(ratio: np.ndarray, error: np.ndarray) -> float:
 
 @styled
 def joint(panel: Panel, columns: Sequence[Column]) -> Figure:
-    r"""Draw data and draws of one panel jointly, for two to five targets.
+    r"""Draw data and draws of one panel jointly, for two to six targets.
 
     Two targets: the data, the draws, and by how many standard deviations they differ in every cell,
-    :math:`(n - s m) / \sqrt{s (n + m)}` with s the ratio of the numbers of rows and draws. Three to five: a
+    :math:`(n - s m) / \sqrt{s (n + m)}` with s the ratio of the numbers of rows and draws. Three to six: a
     triangle with, for every pair, contours that hold 50 % and 90 % of the data and of the draws; on the
     diagonal, each alone.
 
     Raises :class:`~fluvial.errors.DataError` for other numbers of columns (one target has no joint figure; of
-    more than five, choose) or if the panel does not have one column for each of ``columns``.
+    more than six, choose) or if the panel does not have one column for each of ``columns``.
     """
-    if not 2 <= len(columns) <= 5:
+    if not 2 <= len(columns) <= MOST_JOINT:
         raise DataError(
-            f"joint figure: expected 2 to 5 columns; got {len(columns)}. One column is drawn by marginals(); "
-            "of more than five, choose the ones to see together and give the panel those columns alone."
+            f"joint figure: expected 2 to {MOST_JOINT} columns; got {len(columns)}. One column is drawn by marginals(); "
+            "of more, choose the ones to see together and give the panel those columns alone."
         )
     data, draws = _checked(panel, columns)
     if len(columns) == 2:

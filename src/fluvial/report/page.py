@@ -69,7 +69,10 @@ class FigureItem:
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the report: paragraphs (parted by blank lines), a table (its first row is its head), figures."""
+    """A titled part of the report: paragraphs (parted by blank lines), a table, then figures.
+
+    The first row of ``table`` is its header; its first column names the rows, the others are set to the right.
+    """
 
     title: str
     figures: Sequence[FigureItem] = ()
@@ -87,12 +90,15 @@ class ReportContent:
     """All that a report says, ready to be laid out; nothing is computed from it but the look.
 
     ``headline`` has the numbers that matter, at most about three, each as (label, value, explanation).
+    ``notes`` are sentences that the reader must see first; ``fingerprint`` is one line of what was fitted and checked.
     ``facts`` are (label, value) pairs: the data and its fingerprint, versions, timings. ``study_text`` is
     the study as it was read. ``verdict_sentence`` may be made by :func:`verdict_sentence`.
     """
 
     title: str
     verdict_sentence: str
+    notes: Sequence[str] = ()
+    fingerprint: str = ""
     headline: Sequence[tuple[str, str, str]] = ()
     results: Sequence[CheckResult] = ()
     sections: Sequence[Section] = ()
@@ -222,6 +228,8 @@ def _groups(results: Sequence[CheckResult]) -> list[_Group]:
 
 
 def _row(result: CheckResult, meaning: str) -> _Row:
+    if result.verdict == "insufficient data":
+        meaning = f"{meaning} {needs(result)}".strip()
     return _Row(
         verdict=result.verdict,
         symbol=_SYMBOLS[result.verdict],
@@ -232,6 +240,18 @@ def _row(result: CheckResult, meaning: str) -> _Row:
         n=f"{result.n:,}",
         meaning=meaning,
     )
+
+
+def needs(result: CheckResult) -> str:
+    """Return a sentence on how many rows would decide a check that has too few.
+
+    >>> needs(CheckResult.judge("PIT", "x", 0.02, 0.025, 0.03, 400, "…"))
+    'About 1,200 rows would decide; there are 400.'
+    """
+    rows = result.rows_needed
+    if rows is None:
+        return "How many rows would decide cannot be told from so few."
+    return f"About {float(f'{rows:.2g}'):,.0f} rows would decide; there are {result.n:,}."
 
 
 def _anchors(content: ReportContent) -> list[tuple[str, str]]:

@@ -158,7 +158,10 @@ def fitted_pulls(pulls: np.ndarray, columns: Sequence[Column]) -> Figure:
         style.y_label(axes, "density")
         root = np.sqrt(2 * max(len(p), 1))
         middle = float(np.diff(np.quantile(p, [0.15866, 0.84134]))[0]) / 2
-        words = f"mean {mean:+.3f} ± {width / root * 2**0.5:.3f}\nwidth {width:.3f} ± {width / root:.3f}\nmiddle 68 % {middle:.3f}"
+        words = (
+            f"mean {mean:+.3f} ± {width / root * 2**0.5:.3f}\nwidth {width:.3f} ± {width / root:.3f}\n"
+            f"middle 68 % {middle:.3f}"
+        )
         style.corner_text(axes, words.replace("-", "−"), color=INK)
     style.legend_strip(grid, grid.cells[0][0], "pulls")
     return grid.figure
@@ -181,7 +184,7 @@ def corner(
     for name, values in draws.items():
         if values.ndim != 2 or values.shape[1] != size:
             raise DataError(f"corner: expected draws [S, {size}] of {name}; got {list(values.shape)}.")
-    inches, left, head = min(2.1, 6.6 / size), 0.72, 0.34
+    inches, left, head = min(2.1, 6.6 / size), 0.72, 0.34 if title or len(draws) > 1 else 0.0
     width, height = left + size * inches + 0.12, left + size * inches + 0.12 + head
     figure = Figure(figsize=(width, height))
     ends = _corner_ends(draws, truth)
@@ -255,7 +258,7 @@ def _marginal(axes: Axes, values: np.ndarray, ends: np.ndarray, color: str, *, f
 
 def _plane(axes: Axes, x: np.ndarray, y: np.ndarray, ends: np.ndarray, color: str, *, fill: bool) -> None:
     """Contours that hold 68 and 95 % of draws, of a smoothed histogram."""
-    number = int(np.clip(len(x) ** 0.4, 14, 50))
+    number = int(np.clip(len(x) ** 0.34, 14, 50))
     counts, x_edges, y_edges = np.histogram2d(x, y, bins=number, range=ends.T.tolist())
     smooth = _smoothed(_smoothed(counts).T).T
     ordered = np.sort(smooth.ravel())[::-1]

@@ -26,6 +26,7 @@ import torch
 
 from fluvial.density import Density
 from fluvial.errors import DataError, RunError
+from fluvial.walltime import TooShort, is_over, limit
 from fluvial.workflow.bulk_plan import (
     MANIFEST,
     Plan,
@@ -125,8 +126,10 @@ def sample_shards(
         If the folder holds draws of another kind, is not empty, or cannot be written.
     Terminated
         On SIGTERM or SIGUSR1; the same call goes on.
+    TooShort
+        If this is a job of a cluster whose time was over before it could finish one shard.
     """
-    began = time.perf_counter()
+    began, clock = time.perf_counter(), time.monotonic()
     folder = Path(out)
     _check_numbers(draws=draws, processes=processes, shards=shards, part=part, compression=compression)
     if part[1] > 1 and seed is None and read_plan(folder) is None:
@@ -161,7 +164,12 @@ def sample_shards(
                     plan, todo, folder, min(processes, len(todo)), lambda done: advance(done, rows), stop
                 )
         except Terminated as error:
-            _listed(folder, plan)
+            now = len(set(todo) & {s["shard"] for s in _listed(folder, plan)})
+            if not now and error.signal != signal.SIGTERM and is_over(clock):
+                raise TooShort(
+                    f"{folder}: not one shard was finished in the job's {limit() / 60:.3g} minutes, so that it would "
+                    "never end; ask for more --time, or begin with more --shards."
+                ) from None
             raise Terminated(
                 f"{folder}: stopped by {error.signal.name}; finished shards are kept: the same command goes on.",
                 error.signal,

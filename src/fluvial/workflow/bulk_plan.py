@@ -34,8 +34,8 @@ MANIFEST = "_manifest.json"
 BLOCK, CONTEXT_NUMBERS = 2**14, 2**22
 #: Rows of a shard and most shards, where their number is left open.
 SHARD_ROWS, MOST_SHARDS = 2**24, 10_000
-#: Rows that are looked at together before drawing begins.
-CHECKED_ROWS = 2**18
+#: Numbers of contexts that are looked at together before drawing begins.
+CHECKED_NUMBERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,8 @@ class ContextTable:
         """Return how many rows lie outside the ranges; raise :class:`~fluvial.errors.DataError` at an impossible one."""
         outside: dict[str, int] = {}
         row = 0
-        for chunk in self.chunks(CHECKED_ROWS, 0, self.reader.rows()):
+        width = sum(c.length or 1 for c in self.columns)
+        for chunk in self.chunks(max(1, CHECKED_NUMBERS // width), 0, self.reader.rows()):
             size = 0
             for column in self.columns:
                 values = np.asarray(chunk[column.name], dtype=np.float64)

@@ -18,9 +18,13 @@ from fluvial.errors import RunError
 from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, CHECKS, STUDY, RunFolder, now
 from fluvial.study import Study, read_study
+from fluvial.workflow import trust
+from fluvial.workflow.card import write_card
 from fluvial.workflow.data import Rows, columns, data_changed, read_rows
+from fluvial.workflow.predictions import prediction_arrays
 from fluvial.workflow.quadrature import integrate
 from fluvial.workflow.summary import summarise
+from fluvial.workflow.trust import Tell
 
 LEVELS = np.linspace(0.05, 0.95, 19)
 #: Contexts at which data and draws are compared in figures, and at which the density is integrated.
@@ -29,12 +33,12 @@ PANELS, INTEGRALS = 6, 10
 DEAR_CONTEXTS, DEAR_DRAWS = 500, 100
 #: Most rows of data, and draws, behind one panel of a figure.
 PANEL_ROWS = 20_000
-#: Rows with arrays behind all panels, and draws at each that tell which panel it belongs to.
-ARRAY_ROWS, SUMMARY_DRAWS = 3000, 50
 
 
-def check_run(run: str | Path) -> list[CheckResult]:
-    """Check the density of a run on the test rows of its study; write ``checks.json`` and ``checks.npz``.
+def check_run(run: str | Path, *, on_event: Tell | None = None) -> list[CheckResult]:
+    """Check the density of a run on the test rows of its study; write ``checks.json``, ``checks.npz`` and the card.
+
+    ``on_event`` is called with a text now and then while it goes on.
 
     Returns
     -------
@@ -47,6 +51,24 @@ def check_run(run: str | Path) -> list[CheckResult]:
         If the run is missing, or its data have changed since the fit.
     """
     folder = RunFolder.open(run)
+    record, study, rows = read_run(folder)
+    began = time.perf_counter()
+    density = Density.load(folder.path)
+    record["checks"] = run_checks(folder, density, rows, study, on_event or _silent)
+    record["timings"]["checks"] = time.perf_counter() - began
+    folder.write_record(record)
+    write_card(folder)
+    return load_results(folder)
+
+
+def read_run(folder: RunFolder) -> tuple[dict[str, Any], Study, Rows]:
+    """Return the record, the study and the rows of a run.
+
+    Raises
+    ------
+    RunError
+        If its data have changed since the fit.
+    """
     record = folder.record()
     study, _ = read_study(folder.path / STUDY)
     source = record["data"]["source"]
@@ -56,11 +78,11 @@ def check_run(run: str | Path) -> list[CheckResult]:
             f"{source} has changed since {folder.path} was fitted (its SHA-256 differs), so its test rows are not "
             "those of the fit; restore the file, or fit again."
         )
-    began = time.perf_counter()
-    record["checks"] = run_checks(folder, Density.load(folder.path), rows, study)
-    record["timings"]["checks"] = time.perf_counter() - began
-    folder.write_record(record)
-    return load_results(folder)
+    return record, study, rows
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 def load_results(run: RunFolder) -> list[CheckResult]:
@@ -69,17 +91,32 @@ def load_results(run: RunFolder) -> list[CheckResult]:
     return [] if found is None else [CheckResult.from_json(r) for r in found["results"]]
 
 
-def run_checks(run: RunFolder, density: Density, rows: Rows, study: Study) -> dict[str, Any]:
+def run_checks(
+    run: RunFolder, density: Density, rows: Rows, study: Study, tell: Tell = _silent
+) -> dict[str, Any]:
     """Run all checks, write results and arrays into the run folder, and return a summary for the record.
 
-    Where rows have weights, checks and figures are of rows drawn in proportion to them.
+    Where rows have weights, checks and figures are of rows drawn in proportion to them. The novelty score and the
+    conformal regions of the density are made and written too.
     """
     rows = rows.equal(study.check.seed)
-    table, truth = rows.part("test"), rows.truth_part("test")
-    results, arrays = _compute(density, table, truth, study)
-    arrays.update(_panels(density, rows, study))
-    log_prob = arrays.pop("log_prob")
+    table, truth, seed = rows.part("test"), rows.truth_part("test"), study.check.seed
+    results, arrays = compute_checks(density, table, truth, study, tell)
+    cells, names = trust.compare_cells(density, rows, seed, tell)
+    results += checks.cells(cells, rows.schema.target_names, names)
+    arrays.update({f"cells_{name}": value for name, value in vars(cells).items()})
+    arrays.update(_panels(density, rows, study, tell))
+    log_prob, chosen = arrays.pop("log_prob"), arrays.pop("chosen")
+    tell("fitting baselines")
+    few = {name: values[chosen] for name, values in table.items()}
+    beside = trust.compare_baselines(density, rows, few, log_prob[chosen], seed, tell)
+    density.novelty = trust.fit_novelty(density, rows, seed)
+    if density.novelty is not None:
+        density.novelty.save(run.path)
+    regions = trust.fit_conformal(density, rows, seed)
+    regions.save(run.path)
     test_nll, error = checks.nll(log_prob)
+    best = min((b for b in beside if b.made), key=lambda b: b.gain, default=None)
     kl = next((r for r in results if r.name.startswith("KL")), None)
     summary = {
         "verdict": checks.overall(results),
@@ -90,18 +127,44 @@ def run_checks(run: RunFolder, density: Density, rows: Rows, study: Study) -> di
         "test_rows": len(log_prob),
         "kl": kl.statistic if kl else None,
         "kl_error": kl.uncertainty if kl else None,
+        "best_baseline": best.name if best else None,
+        "gain": best.gain if best else None,
+        "gain_error": best.gain_error if best else None,
     }
-    run.write_json(CHECKS, {"made": now(), **summary, "results": [r.to_json() for r in results]})
+    more = {
+        "results": [r.to_json() for r in results],
+        "baselines": [b.to_json() for b in beside],
+        "novelty": _novelty_on(density, few),
+        "conformal": {**regions.about, "levels": trust.conformal_coverage(regions, log_prob)},
+    }
+    run.write_json(CHECKS, {"date": now(), **summary, **more})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomically(run.path / ARRAYS, buffer.getvalue())
     return summary
 
 
-def _compute(
-    density: Density, table: dict[str, np.ndarray], truth: np.ndarray | None, study: Study
+def _novelty_on(density: Density, table: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    """Return how many contexts of a table are flagged, and how the flag is raised."""
+    if density.novelty is None:
+        return None
+    found = density.given(table).novelty()
+    return {
+        "rate": found.rate,
+        "rows": found.flag.size,
+        "flagged": int(found.flag.sum()),
+        "describe": density.novelty.describe(),
+    }
+
+
+def compute_checks(
+    density: Density,
+    table: dict[str, np.ndarray],
+    truth: np.ndarray | None,
+    study: Study,
+    tell: Tell = _silent,
 ) -> tuple[list[CheckResult], dict[str, np.ndarray]]:
-    """Return all results, and the arrays that the figures draw."""
+    """Return the results of the checks on test rows, and the arrays that the figures draw."""
     schema, section = density.schema, study.check
     names = schema.target_names
     rng = np.random.default_rng(section.seed)
@@ -113,14 +176,7 @@ def _compute(
     log_prob = density.log_prob(table)
     rows = np.sort(rng.choice(len(log_prob), min(contexts, len(log_prob)), replace=False))
     chosen = {name: values[rows] for name, values in table.items()}
-    given = density.given(chosen) if schema.context else density.given()
-    if schema.context:
-        table_of_draws, draws_log_prob = given.sample_and_log_prob(number, seed=section.seed)
-    else:
-        flat, flat_log_prob = given.sample_and_log_prob(len(rows) * number, seed=section.seed)
-        shape = (len(rows), number)
-        table_of_draws, draws_log_prob = flat.reshape(shape), flat_log_prob.reshape(shape)
-    draws = np.stack([table_of_draws[n] for n in names], axis=-1)
+    draws, draws_log_prob = trust.draws_at(density, chosen, number, section.seed, tell)
     x = columns(chosen, names)
     context, _ = summarise(schema, chosen, draws)
     at_rows = log_prob[rows]
@@ -133,10 +189,15 @@ def _compute(
     results = [
         *checks.pit(pit, names),
         checks.coverage(at_rows, draws_log_prob, rng),
+        *([checks.tarp(x, draws, rng)] if len(names) > 1 else []),
         *checks.pull_checks(x, draws, names),
+        *checks.tail_rates(pit, names),
     ]
     if schema.context:
+        hpd = checks.hpd_values(at_rows, draws_log_prob, rng)
         results += checks.local_calibration(pit, context, names)
+        results.append(checks.local_coverage(hpd, context))
+        results += checks.local_regression(pit, context, names, rng)
     results += _support(schema, x, draws, context)
     if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
@@ -146,17 +207,19 @@ def _compute(
     if truth is not None:
         results.insert(0, checks.kl_divergence(truth, log_prob, threshold=section.kl_threshold))
 
-    hpd, hpd_error = checks.coverage_curve(at_rows, draws_log_prob, LEVELS, rng)
+    joint, joint_error = checks.coverage_curve(at_rows, draws_log_prob, LEVELS, rng)
     central, central_error = checks.central_coverage_curve(x, draws, LEVELS, rng)
     arrays = {
         "log_prob": log_prob,
+        "chosen": rows,
         "pit": pit,
         "pulls": pulls,
         "levels": LEVELS,
-        "coverage": hpd,
-        "coverage_error": hpd_error,
+        "coverage": joint,
+        "coverage_error": joint_error,
         "central": central,
         "central_error": central_error,
+        **prediction_arrays(density, chosen, x, draws, section.seed),
     }
     return results, arrays
 
@@ -179,7 +242,7 @@ def _support(schema: Schema, x: np.ndarray, draws: np.ndarray, context: np.ndarr
     return results
 
 
-def _panels(density: Density, rows: Rows, study: Study) -> dict[str, np.ndarray]:
+def _panels(density: Density, rows: Rows, study: Study, tell: Tell) -> dict[str, np.ndarray]:
     """Return data and draws at several contexts, spread over those of the table; all rows serve, for statistics.
 
     Where the context has arrays, the parts are of what stands for them (see :mod:`fluvial.workflow.summary`), and some
@@ -187,24 +250,17 @@ def _panels(density: Density, rows: Rows, study: Study) -> dict[str, np.ndarray]
     """
     schema = rows.schema
     rng = np.random.default_rng(study.check.seed)
-    used = np.arange(len(next(iter(rows.table.values()))))
-    if schema.arrays and len(used) > ARRAY_ROWS:
-        used = np.sort(rng.permutation(used)[:ARRAY_ROWS])
-    table = rows.take(used) if schema.arrays else rows.table
+    table, context, titles = trust.looked_at(density, rows, study.check.seed)
     data = columns(table, schema.target_names)
     least = int(min(400, max(20, len(data) // 20)))
-    context, titles = columns(table, schema.context_names) if not schema.arrays else np.empty(0), None
-    if schema.arrays:
-        predicted = density.given(table).sample(SUMMARY_DRAWS, seed=study.check.seed)
-        drawn = np.stack([predicted[n] for n in schema.target_names], axis=-1)
-        context, titles = summarise(schema, table, drawn)
     bins = checks.representative_contexts(context, PANELS, least) if schema.context else []
     arrays: dict[str, np.ndarray] = {}
     parts = [(b.value, b.rows) for b in bins] or [(np.empty(0), np.arange(len(data)))]
+    progress = trust.Progress(tell, f"drawing for figures at {len(parts)} contexts", len(parts))
     for k, (value, members) in enumerate(parts):
         members = rng.permutation(members)[:PANEL_ROWS]
         arrays[f"panel{k}_context"] = value
-        if titles is not None:
+        if schema.arrays:
             arrays[f"panel{k}_titles"] = np.array(titles)
         arrays[f"panel{k}_data"] = data[members]
         # Draws at the very contexts of the rows: a bin of a continuous context is not one context.
@@ -215,4 +271,5 @@ def _panels(density: Density, rows: Rows, study: Study) -> dict[str, np.ndarray]
         else:
             drawn = density.given().sample(PANEL_ROWS, seed=study.check.seed)
         arrays[f"panel{k}_draws"] = np.stack([drawn[n] for n in schema.target_names], axis=-1)
+        progress.done(k + 1)
     return arrays

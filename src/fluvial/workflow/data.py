@@ -30,7 +30,7 @@ from fluvial.workflow.arrays import check_arrays, masked_notes, read_arrays
 from fluvial.workflow.packing import CHUNK, check_truth, fits_device, packed_table, standardiser
 from fluvial.workflow.weights import check_weights, mean_weight, with_weight
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "calibration")
 
 
 #: Bytes of a table, as float64, from which on it is packed, so that later fits start at once.
@@ -96,7 +96,7 @@ class Rows:
             return self
         rng = np.random.default_rng(seed)
         chosen = [
-            part[checks.equal_rows(self.weight[part], rng)]
+            part[checks.equal_rows(self.weight[part], rng)] if len(part) else part
             for part in (getattr(self.split, n) for n in SPLITS)
         ]
         ends = np.cumsum([0, *map(len, chosen)])
@@ -111,7 +111,7 @@ class Rows:
 
     def count(self, name: str) -> int:
         """Return the number of rows of one split, all of them."""
-        return self.facts["split"][name]
+        return self.facts["split"].get(name, 0)
 
     def range(self, column: str) -> tuple[float, float]:
         """Return the smallest and the largest value of a column, over all rows."""
@@ -225,7 +225,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         "fingerprint": fingerprint(source),
         "rows_in_source": view.source_rows(),
         **kept.to_json(),
-        "split": {name: len(getattr(split, name)) for name in SPLITS},
+        "split": _counted({name: len(getattr(split, name)) for name in SPLITS}, study),
         "notes": notes,
         **check_weights(view, weight, weights, numbers, split),
     }
@@ -291,7 +291,7 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
     truth = study.check.truth
     counts = {name: packed.rows(name) for name in SPLITS}
     sound = packed.about["report"]["rows_kept"]
-    for name, count in counts.items():
+    for name, count in _counted(counts, study).items():
         _check_not_empty(name, count, sound, where)
     for column in schema.columns:
         _check_varies(column.name, *packed.range(column.name, "train"), counts["train"], where)
@@ -305,7 +305,7 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
         "fingerprint": packed.about["fingerprint"] | {"sha256": packed.about["sha256"], "of": "packed rows"},
         "rows_in_source": view.source_rows(),
         **packed.about["report"],
-        "split": counts,
+        "split": _counted(counts, study),
         "packed": {
             "held": IN_MEMORY if in_memory else ON_DISK,
             "bytes_per_row": packed.layout.dtype.itemsize,
@@ -371,8 +371,14 @@ def _split(study: Study, total: int, kept: np.ndarray, where: str) -> Split:
         member = np.zeros(total, dtype=bool)
         member[getattr(of_file, name)] = True
         parts[name] = np.flatnonzero(member[kept])
-        _check_not_empty(name, parts[name].size, len(kept), where)
+    for name, count in _counted({name: len(rows) for name, rows in parts.items()}, study).items():
+        _check_not_empty(name, count, len(kept), where)
     return Split(**parts)
+
+
+def _counted(sizes: dict[str, int], study: Study) -> dict[str, int]:
+    """Leave the calibration split out where the study asks for none."""
+    return {name: n for name, n in sizes.items() if name != "calibration" or study.data.split.calibration}
 
 
 def _check_not_empty(name: str, count: int, sound: int, where: str) -> None:

@@ -39,6 +39,7 @@ from fluvial.study import Study, parse_study, read_study
 from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, process_group
 from fluvial.train.stopping import Place
 from fluvial.workflow.arrays import describe_inputs, fit_inputs
+from fluvial.workflow.card import write_card
 from fluvial.workflow.cells import judge_cells
 from fluvial.workflow.check import run_checks
 from fluvial.workflow.data import Rows, read_rows, require_unchanged
@@ -267,6 +268,8 @@ def _carry_out(
                 tell("training stopped by Ctrl-C; checking the best so far (Ctrl-C again to leave now)")
             _finish(work, run, tell)
         record["status"] = "interrupted" if stop.signal else "finished"
+    if run is not None:
+        write_card(run)  # when the record has its end
 
 
 def _ended_by(number: signal.Signals | None, run: RunFolder | None) -> str:
@@ -290,6 +293,11 @@ def _extend(
     run: RunFolder, record: dict[str, Any], checkpoint: Checkpoint | None, epochs: int | None
 ) -> None:
     """Put a new budget on record; raise if there is nothing to go on with."""
+    if record.get("recalibrated"):
+        raise RunError(
+            f"{run.path} is the recalibrated form of {record['recalibrated']['of']}; go on with that, and recalibrate "
+            "again."
+        )
     budget = record["study"]["training"]
     place = Place.from_json(checkpoint.numbers["place"]) if checkpoint else Place()
     if epochs is not None:
@@ -416,7 +424,7 @@ def _finish(work: Work, run: RunFolder, tell: Callable[[Event], None]) -> None:
     run.write_record(record)
     tell("checking on the test rows")
     began = time.perf_counter()
-    record["checks"] = run_checks(run, work.density, work.rows, work.study)
+    record["checks"] = run_checks(run, work.density, work.rows, work.study, tell)
     record["timings"]["checks"] = time.perf_counter() - began
     judge_cells(run, work.density, work.rows, work.study, record["data"]["source"], tell)
     run.write_record(record)

@@ -12,21 +12,10 @@ from fluvial.errors import RunError
 from fluvial.record import RECORD, STUDY, RunFolder
 from fluvial.study import read_study
 from fluvial.train import StepEvent
+from fluvial.walltime import TooShort, is_over, limit
 from fluvial.workflow.fit import fit, resume
 from fluvial.workflow.signals import Terminated
 from fluvial.workflow.use import load
-
-#: Set by a job: the seconds that it may run, and how long before their end it is warned.
-WALLTIME, WARNING = "FLUVIAL_WALLTIME", "FLUVIAL_WARNING"
-
-
-class TooShort(RunError):
-    """A job has no time to train; begun again it would fare no better.
-
-    Of the exit codes of several processes ``srun`` returns the largest: this one, not the 138 that asks to be requeued.
-    """
-
-    code = 200
 
 
 def fit_or_resume(
@@ -68,12 +57,10 @@ def fit_or_resume(
             return load(path)
         return resume(path, **options)
     except Terminated as error:
-        ran, limit = time.monotonic() - began, float(os.environ.get(WALLTIME, "inf"))
-        # A scheduler looks at its limits once a minute, so that its warning may come early by as much.
-        timed_out = ran > limit - float(os.environ.get(WARNING, "0")) - 75
-        if timed_out and os.environ.get("SLURM_PROCID", "0") == "0" and steps <= 1:  # one is always made
+        first = os.environ.get("SLURM_PROCID", "0") == "0"
+        if is_over(began) and first and steps <= 1:  # one is always made
             raise TooShort(
-                f"{path}: the job was warned of the end of its {limit / 60:.3g} minutes when training had just begun, so "
-                "that it would hardly ever get on; ask for more --time."
+                f"{path}: the job was warned of the end of its {limit() / 60:.3g} minutes when training had just begun, "
+                "so that it would hardly ever get on; ask for more --time."
             ) from error
         raise

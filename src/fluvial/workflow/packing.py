@@ -59,7 +59,8 @@ def packed_table(study: Study, schema: Schema, view: View, where: str) -> Packed
         "sources": sources,
         "columns": columns,
         "truth": truth,
-        "data": study.data.model_dump(exclude={"source", "memory"}),
+        "data": study.data.model_dump(exclude={"source", "memory", "split"})
+        | {"split": {name: share for name, share in shares.items() if name != "calibration" or share}},
     }
     report: dict[str, Any] = {}
 

@@ -1,168 +1,208 @@
-"""``report_run``: the run folder as one self-contained page."""
+"""``report_run``: the run folder as one self-contained page, as Markdown, or on paper."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fluvial import __version__
+from fluvial.check import CheckResult
+from fluvial.check.baselines import Baseline
 from fluvial.data.schema import Schema
 from fluvial.density import DENSITY_FILE, Density
-from fluvial.errors import RunError
+from fluvial.errors import RunError, StudyError
 from fluvial.files import write_atomically
 from fluvial.record import ARRAYS, REPORT, STUDY, RunFolder, now
-from fluvial.report import page, plots
-from fluvial.report.compare import Panel, joint, marginals
+from fluvial.report import page, printed
 from fluvial.workflow.check import load_results
 from fluvial.workflow.members import member_runs
 from fluvial.workflow.report_cells import cell_sections
+from fluvial.workflow.report_sections import sections
+from fluvial.workflow.trust import Tell
+
+#: The folder of figures beside ``report.md``.
+FIGURES = "report-figures"
+
+Format = Literal["html", "md", "pdf"]
 
 
-def report_run(run: str | Path) -> Path:
-    """Write ``report.html`` of a run from its record, metrics and checks; return its path.
+def report_run(run: str | Path, format: Format = "html", *, on_event: Tell | None = None) -> Path:
+    """Write the report of a run from its record, metrics and checks; return its path.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    format
+        ``html``: ``report.html``, one self-contained page. ``md``: ``report.md``, with its figures in the folder
+        ``report-figures`` beside it. ``pdf``: ``report.pdf``, that page printed by Chromium or Chrome where one is found,
+        else pages drawn by matplotlib.
+    on_event
+        Called with a text where there is something to say.
 
     Raises
     ------
     RunError
         If the run is missing, or has not been checked yet.
+    StudyError
+        If the format is unknown.
     """
+    if format not in get_args(Format):
+        raise StudyError(f"--format: expected one of {', '.join(get_args(Format))}; found {format!r}.")
     folder = RunFolder.open(run)
-    record, results = folder.record(), load_results(folder)
-    if not results or not (folder.path / ARRAYS).exists():
+    content = report_content(folder)
+    path = folder.path / REPORT
+    if format == "md":
+        text, figures = printed.markdown(content, FIGURES)
+        path = path.with_suffix(".md")
+        (folder.path / FIGURES).mkdir(exist_ok=True)
+        for name, png in figures.items():
+            write_atomically(folder.path / FIGURES / name, png)
+        write_atomically(path, text.encode())
+    elif format == "pdf":
+        path = path.with_suffix(".pdf")
+        write_atomically(path, _pdf(content, on_event or (lambda text: None)))
+    else:
+        write_atomically(path, page.render(content).encode())
+    return path
+
+
+def _pdf(content: page.ReportContent, tell: Tell) -> bytes:
+    browser = printed.find_browser()
+    if browser is not None:
+        with tempfile.TemporaryDirectory(prefix="fluvial-report-") as temporary:
+            html, out = Path(temporary, "report.html"), Path(temporary, "report.pdf")
+            html.write_bytes(page.render(content).encode())
+            failure = printed.print_page(browser, html, out)
+            if failure is None:
+                return out.read_bytes()
+        tell(f"{browser} did not print the page ({failure}); drawing the pages instead")
+    return printed.pdf_pages(content)
+
+
+def report_content(folder: RunFolder) -> page.ReportContent:
+    """Return all that the report of a run says.
+
+    Raises
+    ------
+    RunError
+        If the run has not been checked yet.
+    """
+    record, results, found = folder.record(), load_results(folder), folder.checks()
+    if not results or found is None or not (folder.path / ARRAYS).exists():
         raise RunError(f"{folder.path} has not been checked; run 'fluvial check {folder.path}' first.")
-    schema = Density.load(folder.path).schema if (folder.path / DENSITY_FILE).exists() else Schema(())
+    density = Density.load(folder.path) if (folder.path / DENSITY_FILE).exists() else None
+    schema = density.schema if density else Schema(())
+    recalibration = density.recalibration if density else None
     with np.load(folder.path / ARRAYS, allow_pickle=False) as file:
         arrays = dict(file)
     targets = ", ".join(schema.target_names)
     context = ", ".join(schema.context_names)
-    content = page.ReportContent(
+    beside = [Baseline.from_json(b) for b in found.get("baselines", [])]
+    return page.ReportContent(
         title=f"{record['name']}: p({targets}{' | ' if context else ''}{context})",
         verdict_sentence=page.verdict_sentence(results),
-        headline=_headline(record, schema),
+        notes=_notes(beside, recalibration),
+        headline=_headline(record, schema, results, beside),
+        fingerprint=_fingerprint(record, found),
         results=results,
-        sections=_sections(folder, record, schema, arrays),
+        sections=sections(
+            schema,
+            arrays,
+            folder.metrics(),
+            record,
+            found,
+            recalibration,
+            cells=cell_sections(folder, schema),
+            members={f"member {m.name}": m.metrics() for m in member_runs(folder)},
+        ),
         facts=_facts(record),
         study_text=(folder.path / STUDY).read_text(encoding="utf-8"),
         footer=f"fluvial {__version__} · {now()}",
     )
-    path = folder.path / REPORT
-    write_atomically(path, page.render(content).encode())
-    return path
 
 
-def _headline(record: dict[str, Any], schema: Schema) -> list[tuple[str, str, str]]:
+def _notes(beside: list[Baseline], recalibration: Mapping[str, Any] | None) -> list[str]:
+    """Return what the reader must see first: whether a flow is needed, and whether it was mended."""
+    notes = []
+    enough = [b for b in beside if b.suffices]
+    made = [b for b in beside if b.made]
+    if enough:
+        names = " and ".join(f"{b.name} ({page.measured(b.gain, b.gain_error)} nats per row)" for b in enough)
+        notes.append(
+            f"A flow is not needed here: it gains nothing, within two standard errors, over {names}."
+        )
+    elif made:
+        best = min(made, key=lambda b: b.gain)
+        notes.append(
+            f"The flow gains {page.measured(best.gain, best.gain_error)} nats per row over the best density that needs "
+            f"none: {best.name}."
+        )
+    if recalibration is not None:
+        notes.append(f"Recalibrated on {recalibration['rows']:,} {recalibration['split']} rows.")
+    return notes
+
+
+def _headline(
+    record: dict[str, Any], schema: Schema, results: list[CheckResult], beside: list[Baseline]
+) -> list[tuple[str, str, str]]:
+    """Return the three numbers that matter: how far from the truth, how good, how well calibrated."""
     checks, training = record["checks"], record["training"]
     unit = _per_unit([c.unit or c.name for c in schema.targets])
-    first: tuple[str, str, str]
+    made = [b for b in beside if b.made]
     if checks.get("kl") is not None:
         first = (
             "KL(truth‖fit)",
             f"{page.measured(checks['kl'], checks['kl_error'])} nats",
             "how far the fit is from the exact density of the simulation; 0 is the limit",
         )
+    elif made:
+        best = min(made, key=lambda b: b.gain)
+        first = (
+            "gain over no flow",
+            f"{page.measured(best.gain, best.gain_error)} nats",
+            f"mean per row over {best.name}, the best of {len(made)} simpler densities, on {best.n:,} test rows",
+        )
     else:
+        loss = training.get("best_loss")
         first = (
             "best validation loss",
-            "none" if training["best_loss"] is None else f"{training['best_loss']:.4f} nats",
-            f"in epoch {training['best_epoch']} of {training['epochs']}",
+            "none" if loss is None else f"{loss:.4f} nats",
+            f"in epoch {training.get('best_epoch')} of {training.get('epochs')}",
         )
-    return [
+    numbers = [
         first,
         (
             "test −log p",
             f"{page.measured(checks['test_nll'], checks['test_nll_error'])} nats",
             f"mean per row over {checks['test_rows']:,} rows that the fit has not seen; density per {unit}",
         ),
-        (
-            "training",
-            _duration(record["timings"]["training"]),
-            f"{training['epochs']} epochs, {training['rows_per_second']:,.0f} rows/s, {record['stopped']}",
-        ),
     ]
-
-
-def _sections(
-    folder: RunFolder, record: dict[str, Any], schema: Schema, arrays: dict[str, np.ndarray]
-) -> list[page.Section]:
-    columns = schema.targets
-    panels = _panel_list(schema, arrays)
-    compare = [
-        page.FigureItem(
-            marginals(panels, columns),
-            "Each row is one context: points are all its rows, those of training included, the line is drawn from the "
-            "fit; beneath, their ratio, which should scatter about 1 within its error bars.",
-        )
-    ]
-    if len(columns) > 1 and len(columns) <= 5:
-        compare += [
-            page.FigureItem(
-                joint(panel, columns),
-                "Data and draws in the plane of two targets; the difference in standard deviations should look like "
-                "noise, without structure.",
+    coverage = next((r for r in results if r.name == "coverage"), None)
+    if coverage is not None:
+        numbers.append(
+            (
+                "error of coverage",
+                f"{page.measured(100 * coverage.statistic, 100 * coverage.uncertainty)} %",
+                "largest difference between how often a region holds the truth and what it claims, chance removed",
             )
-            for panel in panels
-        ]
-    calibration = [
-        page.FigureItem(
-            plots.pit(arrays["pit"], columns),
-            "Where each test value falls in its predicted distribution: flat within the band if the density is exact, "
-            "∪-shaped if it is too narrow, ∩-shaped if too wide, sloped if biased.",
-        ),
-        page.FigureItem(
-            plots.coverage(
-                arrays["levels"],
-                arrays["coverage"],
-                arrays["coverage_error"],
-                arrays["central"],
-                columns,
-                arrays["central_error"],
-            ),
-            "How often regions of a stated probability hold the truth: on the diagonal if exact, below it if the fit is "
-            "overconfident.",
-        ),
-        page.FigureItem(
-            plots.pulls(arrays["pulls"], columns),
-            "Distance of the truth from the predicted mean in predicted standard deviations: mean 0 and width 1 if "
-            "exact, whatever the shape; the unit normal only guides the eye.",
-        ),
-    ]
-    members = member_runs(folder)
-    curves = (
-        plots.loss_curves({f"member {m.name}": m.metrics() for m in members})
-        if members
-        else plots.losses(folder.metrics(), record["training"]["best_epoch"])
-    )
-    training = [
-        page.FigureItem(
-            curves,
-            "Mean −log p per row of the training and validation rows; where validation rises while training falls, "
-            "the flow has begun to learn its rows by heart.",
         )
-    ]
-    return [
-        page.Section("Data against draws", compare),
-        page.Section("Calibration", calibration),
-        *cell_sections(folder, schema),
-        page.Section("Training", training),
-    ]
+    return numbers
 
 
-def _panel_list(schema: Schema, arrays: dict[str, np.ndarray]) -> list[Panel]:
-    panels = []
-    for k in range(len([name for name in arrays if name.endswith("_context")])):
-        value = arrays[f"panel{k}_context"]
-        if f"panel{k}_titles" in arrays:  # what stands for contexts that are arrays
-            names = (f"{t} ≈ {v:.4g}" for t, v in zip(arrays[f"panel{k}_titles"], value, strict=True))
-        else:
-            names = (
-                f"{c.name} = {v:.4g}" + (f" {c.unit}" if c.unit else "")
-                for c, v in zip(schema.context, value, strict=True)
-            )
-        title = ", ".join(names) or "all rows"
-        panels.append(Panel(title, arrays[f"panel{k}_data"], arrays[f"panel{k}_draws"]))
-    return panels
+def _fingerprint(record: Mapping[str, Any], checks: Mapping[str, Any]) -> str:
+    """Return one line of what was fitted and when."""
+    parts = [
+        f"data {record['data']['fingerprint']['sha256'][:12]}",
+        f"study {record['study_sha256'][:12]}",
+        f"fluvial {record['versions'].get('fluvial', '')}",
+        f"fitted {str(record['started'])[:10]}",
+    ]
+    return " · ".join([*parts, *([f"checked {checks['date'][:10]}"] if checks.get("date") else [])])
 
 
 def _source(source: str | list[str]) -> str:
@@ -171,6 +211,7 @@ def _source(source: str | list[str]) -> str:
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     data, versions, machine = record["data"], record["versions"], record["machine"]
+    training = record["training"]
     split = ", ".join(f"{name} {count:,}" for name, count in data["split"].items())
     dropped = ", ".join(f"{name} {count:,}" for name, count in data["dropped"].items()) or "none"
     timings = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in record["timings"].items())
@@ -194,6 +235,11 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"Transform of {name}", text) for name, text in record["transforms"].items()),
         ("Seeds", ", ".join(f"{name} {seed}" for name, seed in record["seeds"].items())),
         ("Time", timings),
+        *(
+            [("Training", f"{training['epochs']} epochs, {training['rows_per_second']:,.0f} rows/s")]
+            if training
+            else []
+        ),
         ("Machine", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Started", record["started"]),

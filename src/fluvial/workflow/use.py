@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fluvial.conditional import Conditional
 from fluvial.data.readers import open_table
 from fluvial.data.schema import Column
 from fluvial.data.select import View
 from fluvial.density import DENSITY_FILE, Density
 from fluvial.errors import DataError, nearest
 from fluvial.files import write_atomically
+from fluvial.infer.conformal import ConformalRegions
+from fluvial.novelty import NoveltyResult
 from fluvial.record import RECORD, RunFolder, find_runs
 from fluvial.runs_table import differences, result_row, select
+
+#: Contexts whose novelty is looked at, where only a warning asks for it.
+SCORED = 20_000
 
 
 def load(run: str | Path) -> Density:
@@ -34,6 +41,17 @@ def load(run: str | Path) -> Density:
     density = Density.load(path)
     density.folder = path
     return density
+
+
+def conformal_regions(run: str | Path) -> ConformalRegions:
+    """Return the conformal regions of a run: see :mod:`fluvial.infer.conformal`. They are made with the checks.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, or it has not been checked.
+    """
+    return ConformalRegions.load(load(run).folder or run)
 
 
 def list_runs(
@@ -77,10 +95,18 @@ def sample_table(
     contexts: str | Path | None = None,
     draws: int = 1,
     seed: int | None = None,
+    novelty: bool = False,
 ) -> dict[str, np.ndarray]:
     """Draw at one context or at every row of a table file; return context and target columns side by side.
 
     Each context row is repeated ``draws`` times, in order. Array columns are left out; ``row`` then numbers the contexts.
+    With ``novelty`` a column of that name says how probable a context as unlike the training rows is (see
+    :mod:`fluvial.novelty`).
+
+    Warns
+    -----
+    NoveltyWarning
+        If contexts are flagged, with their number; of very many, a part is looked at.
 
     Raises
     ------
@@ -94,7 +120,8 @@ def sample_table(
         if not names:
             raise DataError(f"{contexts}: this density has no context; leave the table of contexts out.")
         table = read_columns(contexts, density.schema.context)
-        drawn = density.given(table).sample(draws, seed=seed).reshape(-1)
+        p = density.given(table)
+        drawn = p.sample(draws, seed=seed).reshape(-1)
         columns = {name: np.repeat(values, draws) for name, values in _scalar(table).items()}
         if density.schema.arrays:  # a spectrum is not written once for each draw; its number is
             columns = {"row": np.repeat(np.arange(len(drawn) // draws), draws)} | columns
@@ -115,9 +142,50 @@ def sample_table(
                 f"Expected a value for every context column ({', '.join(names)}), or a table of contexts; "
                 f"missing: {', '.join(missing)}."
             )
-        drawn = density.given(given).sample(draws, seed=seed)
+        p = density.given(given)
+        drawn = p.sample(draws, seed=seed)
         columns = {name: np.full(draws, float(given[name])) for name in names}
+    if novelty:
+        columns["novelty"] = np.repeat(_scored(p.novelty(), "").p, draws)
+    elif density.novelty is not None and names:
+        _warn_of_novelty(density, p)
     return columns | {name: drawn[name] for name in density.schema.target_names}
+
+
+class NoveltyWarning(UserWarning):
+    """Draws are made at contexts unlike those of the training rows."""
+
+
+def _warn_of_novelty(density: Density, p: Conditional) -> None:
+    """Warn of contexts that are flagged; of more than :data:`SCORED` a random part is looked at."""
+    assert density.novelty is not None
+    contexts = p.coded.reshape(-1, p.coded.shape[-1])
+    part = ""
+    if len(contexts) > SCORED:
+        contexts = contexts[np.random.default_rng(0).permutation(len(contexts))[:SCORED]]
+        part = f" (a random part of {SCORED:,} was looked at)"
+    _scored(density.novelty(contexts), part)
+
+
+def _scored(found: NoveltyResult, part: str) -> NoveltyResult:
+    """Warn of what is flagged, if it is more than false alarms; return the scores."""
+    size, flagged = found.flag.size, int(found.flag.sum())
+    # More than false alarms alone would give: four standard deviations above their rate; of a few contexts, any.
+    if flagged > (found.rate * size + 4 * (found.rate * size) ** 0.5 if size >= 100 else 0):
+        warnings.warn(
+            f"{flagged:,} of {size:,} contexts{part} are unlike those of the training rows (false alarms: "
+            f"{100 * found.rate:g} %): what the density says there is a guess. --novelty adds a column that says which.",
+            NoveltyWarning,
+            stacklevel=3,
+        )
+    if found.between.any():
+        warnings.warn(
+            f"{int(found.between.sum()):,} of {size:,} contexts{part} lie between points of the training grid: an "
+            "interpolation.",
+            NoveltyWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def log_prob_table(density: Density, table: str | Path) -> dict[str, np.ndarray]:

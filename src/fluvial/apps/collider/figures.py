@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from fluvial.apps.collider.validation import Comparison, Profile, Roc
@@ -163,10 +164,19 @@ def response(comparison: Comparison) -> Figure:
             top.errorbar(x * 1.02, *of_fast, fmt="s", ms=2.5, color=style.BLUE, lw=0.8, label=_FAST)
             style.y_label(top, f"{'mean' if quantity == 'mean' else 'RMS'} of {_short(name)}", 0.55)
             top.set_xscale("log")
+            _plain_ticks(below, full.edges)
             _below(below, x, full, fast, of_full, of_fast, difference=quantity == "mean" and not ratio)
             below.set_xlabel(gen_pt)
     style.legend_strip(grid, grid.cells[0][0], _FULL, left=0.72)
     return grid.figure
+
+
+def _plain_ticks(axes: Axes, edges: NDArray[Any]) -> None:
+    """Mark a logarithmic axis at 1, 2 and 5 times powers of ten, in plain numbers."""
+    powers = 10.0 ** np.arange(-1, 5)
+    ticks = [t for p in powers for t in (p, 2 * p, 5 * p) if edges[0] <= t <= edges[-1]]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _below(
@@ -200,7 +210,11 @@ def tagging(comparison: Comparison) -> Figure:
                 continue
             full, fast = comparison.curves[name, background]
             reach = max(reach, _curve(top, below, full, fast, background, colour))
+        rates = np.concatenate(
+            [c.fpr for (n, _), pair in comparison.curves.items() if n == name for c in pair]
+        )
         top.set_yscale("log")
+        top.set_ylim(0.4 * rates[rates > 0].min(initial=1.0), 1.5)
         top.set_title(_short(name), loc="left", pad=3)
         style.y_label(top, "false-positive rate", 0.52)
         style.y_label(below, "fast / full", 0.52)

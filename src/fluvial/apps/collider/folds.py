@@ -59,7 +59,7 @@ def histogram(
     at[x == edge[-1]] = bins - 1
     inside = (at >= 0) & (at < bins)
     at, weight = at[inside], weight[inside]
-    content = np.bincount(at, weight, bins)
+    content = np.bincount(at, weight, bins).astype(np.float64)
     _, number = np.unique(event[inside], return_inverse=True)
     _, cell = np.unique(number * bins + at, return_inverse=True)
     of_event = np.bincount(cell, weight)

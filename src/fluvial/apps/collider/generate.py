@@ -128,7 +128,7 @@ def generate(
     if not single:
         out.mkdir(parents=True, exist_ok=True)
     results = []
-    made = {"layout": LAYOUT, "seed": seed, "folds": oversample}
+    made: dict[str, Any] = {"layout": LAYOUT, "seed": seed, "folds": oversample}
     made["densities"] = {wanted.name: _fingerprint(density) for wanted, density in densities}
     for path in paths:
         target = out if single else out / Path(path).name
@@ -234,7 +234,7 @@ def _one_file(
     folds, seed = made["folds"], made["seed"]
     temporary = target.with_name(f".{target.stem}-{os.getpid()}.tmp.root")
     events = objects = 0
-    seconds = [0.0, 0.0, 0.0]
+    seconds = [0.0, 0.0, 0.0]  # read, draw, write
     outside: Counter[str] = Counter()
     try:
         # (zstd at its lowest level packs as small as ROOT's default, in a fifth of the time)
@@ -260,9 +260,7 @@ def _one_file(
                     objects += sum(int(counts.sum()) for _, counts in drawn.values())
                     clock.lap(2)
                     if on_piece is not None:
-                        so_far = Generated(
-                            path, str(target), "written", events, objects, *seconds, dict(outside)
-                        )
+                        so_far = _so_far(path, target, events, objects, seconds, outside)
                         on_piece(so_far, source.events)
             if runs := source.runs():
                 file["Runs"] = runs
@@ -275,7 +273,14 @@ def _one_file(
         return Generated(path, str(target), "failed", problem=str(error))
     finally:
         temporary.unlink(missing_ok=True)
-    return Generated(path, str(target), "written", events, objects, *seconds, dict(outside))
+    return _so_far(path, target, events, objects, seconds, outside)
+
+
+def _so_far(
+    path: str, target: Path, events: int, objects: int, seconds: list[float], outside: Counter[str]
+) -> Generated:
+    read, draw, write = seconds
+    return Generated(path, str(target), "written", events, objects, read, draw, write, dict(outside))
 
 
 class _Clock:

@@ -139,8 +139,9 @@ def _read(density: Density, path: Path, rows: int) -> dict[str, np.ndarray]:
     if (number := len(full[columns[0].name])) < 400:
         raise DataError(f"{path}: expected at least 400 pairs to compare; found {number}")
     inside = np.ones(number, dtype=bool)
-    for column in density.schema.targets:
-        inside &= column.contains(column.canonical(full[column.name]))
+    for column in density.schema.targets:  # saturated as the density has them
+        full[column.name] = column.canonical(np.asarray(full[column.name], dtype=np.float64))
+        inside &= column.contains(full[column.name])
     if not inside.all():
         raise DataError(
             f"{path}: {int((~inside).sum())} of {number} pairs have a target outside what the density can give, the "

@@ -32,7 +32,7 @@ RESPONSE_THRESHOLD = 0.02
 RESOLUTION_THRESHOLD = 0.1
 ROC_THRESHOLD = 3.0
 
-TRUE_POSITIVE_RATES = np.round(np.concatenate([np.arange(0.3, 0.95, 0.05), [0.95, 0.98]]), 2)
+TRUE_POSITIVE_RATES: Array = np.append(np.arange(6, 20) * 0.05, 0.98)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def information(
 ) -> Figure:
     """Draw, arm by arm, the mean spectrum and beneath it what each pixel tells about each label; name strong lines.
 
-    The curves are those of :class:`~fluvial.apps.stars.attribution.Attribution`, each label's over its largest value.
+    The curves are those of :class:`~fluvial.apps.stars.attribution.Attribution`, over nine pixels, each label's over its
+    largest value.
     """
     length = len(found.mean)
     x = np.arange(length, dtype=float) if wavelength is None else np.asarray(wavelength, dtype=float)
@@ -59,8 +60,11 @@ def information(
     grid = style.grid(
         len(arms), 1, (0.85, 0.30 * len(columns)), width=style.WIDTH, title=0.55, head=0.3, left=0.75
     )
-    top_value = found.information.max(axis=1, keepdims=True)
-    share = found.information / np.where(top_value > 0, top_value, 1.0)
+    # Root mean square over nine pixels, about two elements of resolution: patches of an encoder would show otherwise.
+    window = np.ones(min(9, length)) / min(9, length)
+    smooth = np.sqrt([np.convolve(row, window, mode="same") for row in found.information**2])
+    top_value = smooth.max(axis=1, keepdims=True)
+    share = smooth / np.where(top_value > 0, top_value, 1.0)
     for (spectrum, below), (start, stop) in zip(grid.cells, arms, strict=True):
         part = slice(start, stop)
         spectrum.plot(x[part], found.mean[part], color=INK, lw=0.6)

@@ -8,9 +8,13 @@
 #define DECLARED(set)                                                                                                  \
     long pack_bytes_##set(const Linear *, int);                                                                        \
     void pack_##set(const Linear *, int, int, Packed *);                                                               \
+    void linear_##set(const Linear *, const Packed *, long, const float *, float *, long, long, float *, int);         \
+    void linear_back_##set(const Linear *, const Packed *, long, const float *, const float *, float *, long, long,    \
+                           float *, int, float *);                                                                     \
     void mlp_forward_##set(const Pass *, long, long, float *);                                                         \
     void mlp_backward_##set(const Pass *, long, long, float *, float *);                                               \
-    static const Kernels kernels_##set = {pack_bytes_##set, pack_##set, mlp_forward_##set, mlp_backward_##set};
+    static const Kernels kernels_##set = {pack_bytes_##set,  pack_##set, linear_##set, linear_back_##set,          \
+                                           mlp_forward_##set, mlp_backward_##set};
 
 DECLARED(any)
 #ifdef HAVE_avx2
@@ -56,15 +60,14 @@ static long tiles_of(long n) { return (n + TILE - 1) / TILE; }
 
 static void *take(long bytes) { return aligned_alloc(64, (size_t)padded(bytes, 64)); }
 
-/* All maps, packed; null if there is no memory. Free the first element's `begin`, which is the start of all. */
-static Packed *pack_all(const Network *net, int transposed, int threads) {
-    const Kernels *k = kernels(net->bf16);
-    int maps = maps_of(net);
+/* Maps, packed; null if there is no memory. All of it is one piece of memory. */
+static Packed *pack_all(const Linear *map, int maps, int bf16, int transposed, int threads) {
+    const Kernels *k = kernels(bf16);
     long panels = 0, bytes = 0, at[maps];
     for (int i = 0; i < maps; i++) {
         at[i] = bytes;
-        bytes += padded(k->pack_bytes(net->maps + i, transposed), 64);
-        panels += padded(transposed ? net->maps[i].in : net->maps[i].out, 4) / 4;
+        bytes += padded(k->pack_bytes(map + i, transposed), 64);
+        panels += padded(transposed ? map[i].in : map[i].out, 4) / 4;
     }
     long head = padded(maps * (long)sizeof(Packed) + 2 * panels * (long)sizeof(int), 64);
     char *memory = take(head + bytes);
@@ -72,22 +75,25 @@ static Packed *pack_all(const Network *net, int transposed, int threads) {
     Packed *packed = (Packed *)memory;
     int *ranges = (int *)(packed + maps);
     for (int i = 0; i < maps; i++) {
-        long most = padded(transposed ? net->maps[i].in : net->maps[i].out, 4) / 4;
+        long most = padded(transposed ? map[i].in : map[i].out, 4) / 4;
         packed[i].values = (float *)(memory + head + at[i]);
         packed[i].begin = ranges, packed[i].end = ranges + most;
         ranges += 2 * most;
     }
     (void)threads; /* without OpenMP: one thread */
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int i = 0; i < maps; i++) k->pack(net->maps + i, transposed, net->bf16, packed + i);
+    for (int i = 0; i < maps; i++) k->pack(map + i, transposed, bf16, packed + i);
     return packed;
 }
 
-/* Floats that a thread needs for its buffers, its entrance and the gradient of it, the last rows' gradient, and pairs. */
+/* Floats that a thread needs: its buffers, its entrance and the gradient of it, the last rows' gradient, and copies. */
 static long scratch_of(const Network *net) {
-    long entrance = leading(net->inputs + net->context), most = leading(net->width > net->outputs ? net->width : net->outputs);
-    most = most > entrance ? most : entrance;
-    return padded(TILE * (BUFFERS * leading(net->width) + 2 * entrance + net->outputs + (net->bf16 ? most : 0)) + 2 * PAD, 16);
+    long width = leading(net->width), entrance = leading(net->inputs + net->context), most = leading(GROUP);
+    if (net->bf16) {
+        long outputs = leading(net->outputs);
+        most = most > width ? most : width, most = most > entrance ? most : entrance, most = most > outputs ? most : outputs;
+    }
+    return padded(TILE * (BUFFERS * width + 2 * entrance + net->outputs + most) + 2 * PAD, 16);
 }
 
 /* Floats that `saved` of the forward pass must hold for the backward pass. */
@@ -100,7 +106,7 @@ int fluvial_mlp(const Network *net, long n, int threads, const float *x, const f
                 float *saved) {
     long tiles = tiles_of(n);
     threads = threads < tiles ? threads : (int)tiles;
-    Packed *packed = pack_all(net, 0, threads);
+    Packed *packed = pack_all(net->maps, maps_of(net), net->bf16, 0, threads);
     long each = scratch_of(net);
     float *scratch = take(threads * each * (long)sizeof(float));
     int failed = !packed || !scratch;
@@ -136,7 +142,7 @@ int fluvial_mlp_backward(const Network *net, long n, int threads, const float *x
     int maps = maps_of(net), weights = net->maps->grad_weight != 0;
     threads = threads < tiles ? threads : (int)tiles;
     for (int i = 0; i < maps; i++) at[i] = apart, apart += sum_size(net->maps + i);
-    Packed *back = pack_all(net, 1, threads), *packed = net->gates ? pack_all(net, 0, threads) : 0;
+    Packed *back = pack_all(net->maps, maps, net->bf16, 1, threads), *packed = net->gates ? pack_all(net->maps, maps_of(net), net->bf16, 0, threads) : 0;
     long each = scratch_of(net);
     float *scratch = take(threads * each * (long)sizeof(float));
     float *sums = weights ? take(threads * apart * (long)sizeof(float)) : 0;
@@ -153,5 +159,41 @@ int fluvial_mlp_backward(const Network *net, long n, int threads, const float *x
             write_gradients(net->maps + i, sums + at[i], apart, threads);
     }
     free(sums), free(scratch), free(packed), free(back);
+    return failed;
+}
+
+/* out [n][map->out] = x [n][map->in] weight^T + bias. */
+int fluvial_linear(const Linear *map, int bf16, long n, int threads, const float *x, float *out) {
+    long tiles = tiles_of(n), each = linear_scratch(map, bf16);
+    threads = threads < tiles ? threads : (int)tiles;
+    Packed *packed = pack_all(map, 1, bf16, 0, 1);
+    float *scratch = take(threads * each * (long)sizeof(float));
+    int failed = !packed || !scratch;
+    if (!failed) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+        for (int t = 0; t < threads; t++)
+            kernels(bf16)->linear(map, packed, n, x, out, tiles * t / threads, tiles * (t + 1) / threads, scratch + t * each, bf16);
+    }
+    free(scratch), free(packed);
+    return failed;
+}
+
+/* The gradients of x, unless null, and of the weights, unless null. */
+int fluvial_linear_backward(const Linear *map, int bf16, long n, int threads, const float *x, const float *grad,
+                            float *grad_x) {
+    long tiles = tiles_of(n), each = linear_scratch(map, bf16), apart = sum_size(map);
+    threads = threads < tiles ? threads : (int)tiles;
+    Packed *back = pack_all(map, 1, bf16, 1, 1);
+    float *scratch = take(threads * each * (long)sizeof(float));
+    float *sums = map->grad_weight ? take(threads * apart * (long)sizeof(float)) : 0;
+    int failed = !back || !scratch || (map->grad_weight && !sums);
+    if (!failed) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+        for (int t = 0; t < threads; t++)
+            kernels(bf16)->linear_back(map, back, n, x, grad, grad_x, tiles * t / threads, tiles * (t + 1) / threads,
+                                    scratch + t * each, bf16, sums ? sums + t * apart : 0);
+        if (sums) write_gradients(map, sums, apart, threads);
+    }
+    free(sums), free(scratch), free(back);
     return failed;
 }

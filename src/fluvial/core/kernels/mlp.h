@@ -3,8 +3,8 @@
 #define FLUVIAL_MLP_H
 
 /* Rows that go through the network together, what rows and columns of buffers are padded to, and how many buffers of
- * the size of a hidden layer a thread has. */
-enum { TILE = 192, PAD = 32, BUFFERS = 5 };
+ * the size of a hidden layer a thread has, and how many outputs' gradients are gathered at a time. */
+enum { TILE = 192, PAD = 32, BUFFERS = 5, GROUP = 128 };
 
 typedef enum { RELU, SILU, ELU, TANH, SIGMOID } Activation;
 
@@ -14,6 +14,7 @@ typedef struct {
     const float *weight, *bias;
     float *grad_weight, *grad_bias;
     const int *reach, *from;
+    const float *scale, *shift; /* of what goes into the activation before this map, padded to whole blocks; or null */
     long out, in;
 } Linear;
 
@@ -52,10 +53,20 @@ static inline int slots(const Network *net) { return net->hidden + 1 + net->gate
 /* Floats of the sums of a map's gradients: weights [out, padded][in, padded], then bias. */
 static inline long sum_size(const Linear *map) { return padded(map->out, PAD) * (padded(map->in, PAD) + 1); }
 
+/* Floats that a thread needs for a linear map alone: the last rows of its two sides, and copies. */
+static inline long linear_scratch(const Linear *map, int bf16) {
+    long most = leading(bf16 ? (map->in > map->out ? map->in : map->out) : 0);
+    return padded(TILE * (map->in + map->out + (most > leading(GROUP) ? most : leading(GROUP))) + 4 * PAD, 16);
+}
+
 /* Bytes of a packed matrix; fill it in; work on the rows from tile `first` to before tile `last`. */
 typedef struct {
     long (*pack_bytes)(const Linear *map, int transposed);
     void (*pack)(const Linear *map, int transposed, int bf16, Packed *to);
+    void (*linear)(const Linear *map, const Packed *packed, long n, const float *x, float *out, long first, long last,
+                   float *scratch, int bf16);
+    void (*linear_back)(const Linear *map, const Packed *back, long n, const float *x, const float *grad, float *grad_x,
+                        long first, long last, float *scratch, int bf16, float *sums);
     void (*forward)(const Pass *pass, long first, long last, float *scratch);
     void (*backward)(const Pass *pass, long first, long last, float *scratch, float *sums);
 } Kernels;

@@ -107,7 +107,8 @@ typedef struct {
     const float *gate;
     const float *add;
     float *out;
-    float *active; /* written: the activation */
+    const float *scale, *shift; /* of the argument of the activation */
+    float *active;              /* written: the activation */
     long ld, ld_out;
     int kind;
     long rows, columns; /* of `out`, where it is not padded to whole blocks; 0: it is */
@@ -127,6 +128,11 @@ INLINE void times_slope(const Finish *f, float *block, long row, long column, co
 }
 
 INLINE void activate(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
+    if (f->scale) {
+        EVERY(i, v, at, long c = column + v_ * LANES;
+              store(f->active + at, activated(kind, v * load(f->scale + c) + load(f->shift + c))))
+        return;
+    }
     EVERY(i, v, at, store(f->active + at, activated(kind, v)))
 }
 
@@ -302,9 +308,9 @@ static void multiply(const Packed *w, const float *a, long lda, long rows, const
 }
 
 /* Add to the sums of a map's gradients, weights [out, padded][in, padded] and then bias, those of some rows: `grad` of
- * its output and its input. */
+ * its output and its input. `copy` is memory for TILE * leading(GROUP) numbers, or for pairs. */
 static void gradients(const Linear *map, const float *grad, long ldg, const float *input, long ldi, long rows,
-                      float *sums, float *pairs) {
+                      float *sums, float *copy, int bf16) {
     long ld = padded(map->in, PAD), full = map->out / LANES * LANES;
     float *bias = sums + padded(map->out, PAD) * ld;
     for (long o = 0; o < full; o += LANES) {
@@ -315,16 +321,28 @@ static void gradients(const Linear *map, const float *grad, long ldg, const floa
     for (long o = full; o < map->out; o++)
         for (long r = 0; r < rows; r++) bias[o] += grad[r * ldg + o];
 #ifdef __AVX512BF16__
-    if (pairs) {
-        float *others = pairs + TILE / 2 * leading(map->out);
-        ldg = pair_rows(grad, ldg, rows, map->out, pairs);
+    if (bf16) {
+        float *others = copy + TILE / 2 * leading(map->out);
+        ldg = pair_rows(grad, ldg, rows, map->out, copy);
         ldi = pair_rows(input, ldi, rows, map->in, others);
-        sum_all(map, pairs, ldg, others, ldi, (rows + 1) / 2, sums, ld, 1);
+        sum_all(map, copy, ldg, others, ldi, (rows + 1) / 2, sums, ld, 1);
         return;
     }
 #endif
-    (void)pairs;
-    sum_all(map, grad, ldg, input, ldi, rows, sums, ld, 0);
+    (void)bf16;
+    if (ldg <= leading(GROUP)) {
+        sum_all(map, grad, ldg, input, ldi, rows, sums, ld, 0);
+        return;
+    }
+    /* Rows so far apart that each lies in a page of its own: some columns at a time, side by side. */
+    for (long o = 0; o < map->out; o += GROUP) {
+        Linear part = *map;
+        part.out = map->out - o < GROUP ? map->out - o : GROUP;
+        part.reach = map->reach ? map->reach + o : 0;
+        for (long r = 0; r < rows; r++)
+            memcpy(copy + r * leading(GROUP), grad + r * ldg + o, (size_t)part.out * sizeof(float));
+        sum_all(&part, copy, leading(GROUP), input, ldi, rows, sums + o * ld, ld, 0);
+    }
 }
 
 /* --- packing ---------------------------------------------------------------------------------------------------- */
@@ -408,7 +426,7 @@ typedef struct {
     const Network *net;
     const Linear *hidden, *gates, *last;
     long ld, lde, start, rows; /* leading dimensions of hidden layers and of the entrance; the rows of this tile */
-    float *entrance, *buffers[BUFFERS], *saved, *pairs;
+    float *entrance, *buffers[BUFFERS], *saved, *copy, *pairs;
 } Tile;
 
 /* The input of the first map: x, drawn in smoothly to +-10, and the context. */
@@ -434,7 +452,8 @@ static Tile tile_of(const Pass *pass, float *scratch) {
     memset(scratch, 0, (size_t)(TILE * (BUFFERS * t.ld + t.lde)) * sizeof(float));
     for (int i = 0; i < BUFFERS; i++) t.buffers[i] = scratch + TILE * i * t.ld;
     t.entrance = scratch + TILE * BUFFERS * t.ld;
-    t.pairs = net->bf16 ? t.entrance + 2 * TILE * t.lde + TILE * net->outputs + PAD : 0;
+    t.copy = t.entrance + 2 * TILE * t.lde + TILE * net->outputs + PAD;
+    t.pairs = net->bf16 ? t.copy : 0;
     return t;
 }
 
@@ -457,6 +476,7 @@ static void open_gate(const Tile *t, int block, float *to) {
 
 static void apply(const Tile *t, const Linear *map, const float *input, long ldi, Finish f) {
     f.ld = f.ld_out = t->ld, f.kind = t->net->activation;
+    if (map - t->net->maps < t->net->hidden) f.scale = map[1].scale, f.shift = map[1].shift;
     multiply(t->pass->forward + (map - t->net->maps), input, ldi, t->rows, &f, t->pairs);
 }
 
@@ -554,7 +574,7 @@ static void backward_tile(const Tile *t, float *sums, const long *offset, float 
     float *dh = t->buffers[0], *other = t->buffers[1], *dv = t->buffers[2], *gate = t->buffers[3], *a = t->buffers[4];
     int weights = sums != 0, entrance = t->pass->grad_x || t->pass->grad_context;
 #define GRADIENTS(map, g, ld_, in, ldi)                                                                                \
-    if (weights) gradients((map), (g), (ld_), (in), (ldi), t->rows, sums + offset[(map) - net->maps], t->pairs)
+    if (weights) gradients((map), (g), (ld_), (in), (ldi), t->rows, sums + offset[(map) - net->maps], t->copy, net->bf16)
     if (entrance) memset(grad_entrance, 0, (size_t)(TILE * t->lde) * sizeof(float));
     GRADIENTS(t->last, grad, ldg, active(t, net->hidden, a), t->ld);
     back(t, t->last, grad, ldg, (Finish){.kept = slot(t, net->hidden), .out = dh});
@@ -604,5 +624,41 @@ void NAMED(mlp_backward)(const Pass *pass, long first, long last, float *scratch
     for (long number = first; number < last; number++) {
         go_to(&t, number);
         backward_tile(&t, sums, offset, grad_entrance, tail);
+    }
+}
+
+/* --- a linear map alone ----------------------------------------------------------------------------------------- */
+
+/* Rows as they lie, but for the last of all, beyond which there may be no memory. */
+static const float *rows_of(const float *x, long ld, long start, long rows, long n, float *buffer) {
+    if (start + rows < n) return x + start * ld;
+    memcpy(buffer, x + start * ld, (size_t)(rows * ld) * sizeof(float));
+    return buffer;
+}
+
+void NAMED(linear)(const Linear *map, const Packed *packed, long n, const float *x, float *out, long first, long last,
+                   float *scratch, int bf16) {
+    float *pairs = bf16 ? scratch + TILE * (map->in + map->out) + 4 * PAD : 0;
+    for (long start = first * TILE; start < n && start < last * TILE; start += TILE) {
+        long rows = n - start < TILE ? n - start : TILE;
+        Finish f = {.out = out + start * map->out, .ld_out = map->out, .rows = rows, .columns = map->out};
+        multiply(packed, rows_of(x, map->in, start, rows, n, scratch), map->in, rows, &f, pairs);
+    }
+}
+
+void NAMED(linear_back)(const Linear *map, const Packed *back, long n, const float *x, const float *grad, float *grad_x,
+                        long first, long last, float *scratch, int bf16, float *sums) {
+    float *copy = scratch + TILE * (map->in + map->out) + 4 * PAD, *pairs = bf16 ? copy : 0;
+    if (sums) memset(sums, 0, (size_t)sum_size(map) * sizeof(float));
+    for (long start = first * TILE; start < n && start < last * TILE; start += TILE) {
+        long rows = n - start < TILE ? n - start : TILE;
+        const float *g = rows_of(grad, map->out, start, rows, n, scratch);
+        if (sums) {
+            const float *input = rows_of(x, map->in, start, rows, n, scratch + TILE * map->out + PAD);
+            gradients(map, g, map->out, input, map->in, rows, sums, copy, bf16);
+        }
+        if (!grad_x) continue;
+        Finish f = {.out = grad_x + start * map->in, .ld_out = map->in, .rows = rows, .columns = map->in};
+        multiply(back, g, map->out, rows, &f, pairs);
     }
 }
