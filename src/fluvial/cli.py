@@ -86,8 +86,8 @@ def fit(
         raise typer.BadParameter(
             "--epochs goes with --resume; of a new fit the study says it, under [training]"
         )
-    if ensemble is not None and resume is not None:
-        raise typer.BadParameter("--ensemble goes with a study; a run has its members already")
+    if ensemble is not None and (resume is not None or go_on):
+        raise typer.BadParameter("--ensemble goes with a new fit; with --continue, say it under [training]")
     with FitProgress() as progress:
         common: dict[str, Any] = {"check": not no_check, "on_event": progress.show, "loggers": log or ()}
         if resume is not None:

@@ -96,7 +96,7 @@ class Rows:
             return self
         rng = np.random.default_rng(seed)
         chosen = [
-            part[checks.equal_rows(self.weight[part], rng)]
+            part[checks.equal_rows(self.weight[part], rng)] if len(part) else part
             for part in (getattr(self.split, n) for n in SPLITS)
         ]
         ends = np.cumsum([0, *map(len, chosen)])
