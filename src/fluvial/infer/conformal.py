@@ -120,7 +120,7 @@ class ConformalRegions:
 
     def at(self, table: Any = None, /, **context: ArrayLike) -> Region:
         """Return the regions at one context or at many, given as to :meth:`fluvial.Density.given`."""
-        return Region(self, self.density.given(table, **context))
+        return Region(self, self.density.given(table, outside="warn", **context))
 
     def threshold(self, level: float) -> float:
         """Return the log-density above which an event is in the region of all targets together."""
