@@ -149,7 +149,8 @@ def test_density_of_draws_is_log_prob(name: str, targets: int, context: int, dty
     near = max(50 * tolerance(dtype), SOLVER.get(name, 0.0))
     torch.testing.assert_close(p.log_prob(x), log_prob, atol=near, rtol=near)
     again = p.sample((50,), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(again, x.detach())
+    # Without gradients batch norm is part of the kernel: other roundings.
+    torch.testing.assert_close(again, x.detach(), atol=max(1e-7, tolerance(dtype)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FLOWS)

@@ -122,7 +122,7 @@ int fluvial_mlp(const Network *net, long n, int threads, const float *x, const f
 
 /* Add up the threads' sums of one map's gradients, in order, and write them without their padding. */
 static void write_gradients(const Linear *map, const float *sums, long apart, int threads) {
-    long ld = padded(map->in, PAD), bias = padded(map->out, PAD) * ld;
+    long ld = padded(map->in, PAD), bias = sum_rows(map) * ld;
     for (long o = 0; o < map->out; o++) {
         float *to = map->grad_weight + o * map->in;
         memcpy(to, sums + o * ld, (size_t)map->in * sizeof(float));

@@ -4,7 +4,7 @@
 
 /* Rows that go through the network together, what rows and columns of buffers are padded to, and how many buffers of
  * the size of a hidden layer a thread has, and how many outputs' gradients are gathered at a time. */
-enum { TILE = 192, PAD = 32, BUFFERS = 5, GROUP = 128 };
+enum { TILE = 192, PAD = 32, BUFFERS = 5, GROUP = 120 };
 
 typedef enum { RELU, SILU, ELU, TANH, SIGMOID } Activation;
 
@@ -50,8 +50,9 @@ static inline int keeps_argument(const Network *net) { return net->activation ==
 
 static inline int slots(const Network *net) { return net->hidden + 1 + net->gates; }
 
-/* Floats of the sums of a map's gradients: weights [out, padded][in, padded], then bias. */
-static inline long sum_size(const Linear *map) { return padded(map->out, PAD) * (padded(map->in, PAD) + 1); }
+/* Floats of the sums of a map's gradients: weights [out, and a block more][in, padded], then bias. */
+static inline long sum_rows(const Linear *map) { return padded(map->out + 8, PAD); }
+static inline long sum_size(const Linear *map) { return sum_rows(map) * (padded(map->in, PAD) + 1); }
 
 /* Floats that a thread needs for a linear map alone: the last rows of its two sides, and copies. */
 static inline long linear_scratch(const Linear *map, int bf16) {

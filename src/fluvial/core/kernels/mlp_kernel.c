@@ -21,7 +21,7 @@ enum { LANES = 8, ROWS = 6 };
 enum { LANES = 4, ROWS = 4 };
 #endif
 enum { PANEL = 2 * LANES };
-_Static_assert(TILE % ROWS == 0 && PAD % PANEL == 0, "tiles are whole blocks");
+_Static_assert(TILE % ROWS == 0 && GROUP % ROWS == 0 && PAD % PANEL == 0 && ROWS <= 8, "whole blocks");
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t whole __attribute__((vector_size(4 * LANES)));
@@ -312,7 +312,7 @@ static void multiply(const Packed *w, const float *a, long lda, long rows, const
 static void gradients(const Linear *map, const float *grad, long ldg, const float *input, long ldi, long rows,
                       float *sums, float *copy, int bf16) {
     long ld = padded(map->in, PAD), full = map->out / LANES * LANES;
-    float *bias = sums + padded(map->out, PAD) * ld;
+    float *bias = sums + sum_rows(map) * ld;
     for (long o = 0; o < full; o += LANES) {
         vector sum = load(bias + o);
         for (long r = 0; r < rows; r++) sum += load(grad + r * ldg + o);
