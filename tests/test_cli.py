@@ -108,7 +108,7 @@ def test_check_and_report_again(terminal: Terminal, monkeypatch: pytest.MonkeyPa
     code, out, _ = terminal("check", "runs/study-2")
     assert code == (1 if "✗" in out else 0)
     assert Path("runs/study-2/checks.json").exists()
-    monkeypatch.setattr("fluvial.workflow.report_run", lambda run: run / "report.html")
+    monkeypatch.setattr("fluvial.workflow.report_run", lambda run, *_, **__: run / "report.html")
     assert terminal("report", "runs/study-2") == (0, f"{Path('runs/study-2/report.html').resolve()}\n", "")
 
 
@@ -116,7 +116,7 @@ def test_check_ends_with_1_if_a_check_fails(terminal: Terminal, monkeypatch: pyt
     from fluvial.check import CheckResult
 
     bad = CheckResult.judge("PIT", "x", 0.5, 0.001, 0.03, 1000, "how far")
-    monkeypatch.setattr("fluvial.workflow.check_run", lambda run: [bad])
+    monkeypatch.setattr("fluvial.workflow.check_run", lambda run, **_: [bad])
     code, out, _ = terminal("check", "runs/study-1")
     assert code == 1
     assert "✗ fail" in out

@@ -154,7 +154,6 @@ def test_table_and_exact_likelihood_give_the_same_posterior():
     width = b.samples.std(0)
     assert np.abs(a.samples.mean(0) - b.samples.mean(0)) == pytest.approx(0, abs=0.35 * width.min())
     assert a.samples.std(0) == pytest.approx(width, rel=0.2)
-    assert not a.notes
 
 
 def test_same_seed_same_posterior():

@@ -131,7 +131,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         page.Section(f"One {EVIL}", [figure], "Words.", [["", "$a"], ["b", "1"]]),
         page.Section("Two", [figure]),
     ]
-    monkeypatch.setattr(workflow_report, "sections", lambda *_: two)
+    monkeypatch.setattr(workflow_report, "sections", lambda *_, **__: two)
 
 
 @pytest.mark.usefixtures("short")

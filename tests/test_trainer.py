@@ -130,7 +130,7 @@ def test_a_finished_fit_goes_on_to_a_larger_budget() -> None:
 
 
 def test_the_state_at_the_end_is_of_the_last_weights_not_the_best() -> None:
-    fit = trainer(gaussian(), epochs=6, learning_rate=1.0, schedule="constant")
+    fit = trainer(gaussian(), epochs=7, learning_rate=1.0, schedule="constant")
     state = None
     for event in fit.run():
         if isinstance(event, EpochEvent):

@@ -29,7 +29,7 @@ def energy_test(
 
     >>> rng = np.random.default_rng(0)
     >>> same, other = rng.normal(size=(2, 300, 2))
-    >>> energy_test(same, other, rng)[1] > 0.01, energy_test(same, 1.4 * other, rng)[1]
+    >>> energy_test(same, other, rng)[1] > 0.01, energy_test(same, 1.6 * other, rng)[1]
     (True, 0.002)
     """
     x = finite("x", array("x", x, ("N", "D"))).astype(np.float64)

@@ -251,7 +251,8 @@ def needs(result: CheckResult) -> str:
     rows = result.rows_needed
     if rows is None:
         return "How many rows would decide cannot be told from so few."
-    return f"About {float(f'{rows:.2g}'):,.0f} rows would decide; there are {result.n:,}."
+    step = 10 ** max(len(str(rows)) - 2, 0)
+    return f"About {-(-rows // step) * step:,} rows would decide; there are {result.n:,}."
 
 
 def _anchors(content: ReportContent) -> list[tuple[str, str]]:
