@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fluvial.core import native
-from fluvial.data.gather import AffineGather, Pool, gather
+from fluvial.data.gather import AffineGather, Pool, gather, read_stretches
 from fluvial.data.stream import StreamedBatches
 
 
@@ -75,3 +75,18 @@ def test_batches_that_are_kept_do_not_change(tmp_path):
         held = list(batches.epoch(0))  # views of the pool's memory, all alive at once
         assert all(torch.equal(a, torch.cat(b, 1)) for a, b in zip(kept, held, strict=True))
         assert len(torch.cat(kept)[:, 0].unique()) == 60_000
+
+
+def test_stretches_of_a_file(way, tmp_path):
+    content = np.random.default_rng(2).integers(0, 255, 10_000, dtype=np.uint8)
+    content.tofile(tmp_path / "file")
+    firsts, lasts = np.array([0, 500, 9_990]), np.array([10, 2_500, 10_000])
+    out = np.empty(2020, dtype=np.uint8)
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        assert read_stretches(file, firsts, lasts, out) == 2020
+        assert (out == np.concatenate([content[a:b] for a, b in zip(firsts, lasts, strict=True)])).all()
+        assert (
+            read_stretches(file, firsts, lasts + 50, np.empty(2170, dtype=np.uint8)) == 2120
+        )  # the file ends
+    with (tmp_path / "file").open("wb", buffering=0) as file, pytest.raises(OSError, match=r"[Bb]ad file"):
+        read_stretches(file, firsts, lasts, out)

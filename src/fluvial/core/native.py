@@ -42,6 +42,8 @@ def library() -> ctypes.CDLL | None:
     found.fluvial_spline_backward.argtypes = settings + [c_void_p] * 6
     found.fluvial_gather.argtypes = [c_long, c_long] + [c_void_p] * 3
     found.fluvial_gather_affine.argtypes = [c_long] * 4 + [c_void_p] * 6
+    found.fluvial_read.argtypes = [c_int, c_long] + [c_void_p] * 3
+    found.fluvial_read.restype = c_long
     found.fluvial_gather.restype = found.fluvial_gather_affine.restype = None
     found.fluvial_spline.restype = found.fluvial_spline_backward.restype = None
     return found

@@ -7,8 +7,10 @@ New memory from the system must be made empty page by page, which takes longer t
 from __future__ import annotations
 
 import math
+import os
 import weakref
 from collections import deque
+from io import FileIO
 
 import numpy as np
 import torch
@@ -102,3 +104,45 @@ class AffineGather:
                 len(order), records.shape[1], nx, nc, *(a.ctypes.data for a in arrays)
             )
         return torch.from_numpy(x), torch.from_numpy(c)
+
+
+def read_stretches(file: FileIO, firsts: np.ndarray, lasts: np.ndarray, buffer: np.ndarray) -> int:
+    """Read bytes ``firsts[i]`` to ``lasts[i]`` of a file, one stretch after the other; return how many there were.
+
+    Fewer than asked for if the file ends; raises :class:`OSError` if it cannot be read.
+    """
+    kernels = native.library()
+    if kernels is not None:
+        ends = [np.ascontiguousarray(a, dtype=np.int64) for a in (firsts, lasts)]
+        done = kernels.fluvial_read(file.fileno(), len(firsts), *(a.ctypes.data for a in (*ends, buffer)))
+        if done < 0:
+            raise OSError(-done, os.strerror(-done))
+        return done
+    _advise(file.fileno(), firsts, lasts)
+    view, at = memoryview(buffer.data), 0
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        at += _fill(file, first, view[at : at + last - first])
+    return at
+
+
+def _fill(file: FileIO, place: int, view: memoryview) -> int:
+    """Read from a place in a file until a buffer is full or the file ends; return the bytes read."""
+    done = 0
+    while done < len(view):
+        if hasattr(os, "preadv"):
+            read = os.preadv(file.fileno(), [view[done:]], place + done)
+        else:  # one call more
+            file.seek(place + done)
+            read = file.readinto(view[done:])
+        if not read:
+            break
+        done += read
+    return done
+
+
+def _advise(descriptor: int, firsts: np.ndarray, lasts: np.ndarray) -> None:
+    """Tell the system which parts of a file are wanted, so that it fetches many at once (where it can be told)."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_WILLNEED)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.data.gather import AffineGather, Pool, gather
+from fluvial.data.gather import AffineGather, Pool, gather, read_stretches
 from fluvial.data.split import Split, hashed_pair, split_of, split_rows
 from fluvial.errors import DataError, StudyError
 
@@ -305,12 +303,9 @@ class StreamedBatches:
         lasts = (blocks[np.concatenate([cuts - 1, [len(blocks) - 1]])] + 1) * size
         lasts = np.minimum(lasts, self._rows * self._itemsize)
         buffer = self._pool.empty((int((lasts - firsts).sum()),), np.uint8)
-        view, at = memoryview(buffer.data), 0
         try:
             with self._path.open("rb", buffering=0) as file:
-                _advise(file.fileno(), firsts, lasts)
-                for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-                    at += _fill(file, first, view[at : at + last - first])
+                at = read_stretches(file, firsts, lasts, buffer)
         except OSError as error:
             raise DataError(f"{self._path} cannot be read: {error.strerror or error}") from error
         if at != len(buffer):
@@ -334,26 +329,3 @@ def _take(
     if len(taken) == 1:
         return taken[0]
     return torch.cat([x for x, _ in taken]), torch.cat([c for _, c in taken])
-
-
-def _fill(file: FileIO, place: int, view: memoryview) -> int:
-    """Read from a place in a file until a buffer is full or the file ends; return the bytes read."""
-    done = 0
-    while done < len(view):
-        if hasattr(os, "preadv"):
-            read = os.preadv(file.fileno(), [view[done:]], place + done)
-        else:  # one call more
-            file.seek(place + done)
-            read = file.readinto(view[done:])
-        if not read:
-            break
-        done += read
-    return done
-
-
-def _advise(descriptor: int, firsts: np.ndarray, lasts: np.ndarray) -> None:
-    """Tell the system which parts of a file are wanted, so that it fetches many at once (where it can be told)."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_WILLNEED)

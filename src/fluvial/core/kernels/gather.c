@@ -1,6 +1,10 @@
 /* Rows of a table in the order of an index: copied as they are, or standardised in float64 and split in two. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Rows lie far apart; the processor is told of a row this many rows before it is needed. */
 #define AHEAD 16
@@ -36,4 +40,24 @@ void fluvial_gather_affine(long n, long size, long nx, long nc, const char *rows
         for (long j = 0; j < nc; j++)
             c[i * nc + j] = (float)(((double)row[nx + j] - shift[nx + j]) / scale[nx + j]);
     }
+}
+
+/* Stretches of a file, one after the other, into one buffer: the bytes read, fewer where the file ends; −errno if that fails. */
+long fluvial_read(int file, long n, const int64_t *firsts, const int64_t *lasts, char *out) {
+    long done = 0;
+#ifdef POSIX_FADV_WILLNEED /* so that the system fetches many at once */
+    posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM);
+    for (long i = 0; i < n; i++) posix_fadvise(file, firsts[i], lasts[i] - firsts[i], POSIX_FADV_WILLNEED);
+#endif
+    for (long i = 0; i < n; i++) {
+        for (int64_t at = firsts[i]; at < lasts[i];) {
+            ssize_t got = pread(file, out + done, lasts[i] - at, at);
+            if (got < 0 && errno == EINTR) continue;
+            if (got < 0) return -errno;
+            if (got == 0) return done;
+            at += got;
+            done += got;
+        }
+    }
+    return done;
 }
