@@ -56,7 +56,12 @@ class Autoregressive(Bijection):
     def _unfold(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = z.reshape(-1, z.shape[-1])
         if context is not None:
-            context = context.expand(*z.shape[:-1], -1).reshape(len(rows), -1)
+            context = context.expand(*z.shape[:-1], -1)
+            shared = all(
+                size == 1 or stride == 0
+                for size, stride in zip(context.shape, context.stride()[:-1], strict=False)
+            )
+            context = context[(0,) * (z.dim() - 1)][None] if shared else context.reshape(len(rows), -1)
         network = unfolded(self.conditioner, context, len(rows), rows)
         x, logdet = torch.empty_like(rows), rows.new_zeros(len(rows))
         for i in range(rows.shape[1]):

@@ -13,8 +13,17 @@ from fluvial.nets.mlp import MLP, draw_in
 FEW = 3
 
 
-def unfolded(net: MLP, context: Tensor | None, rows: int, like: Tensor) -> Unfolding | native.Prefixes:
-    """Return what gives the outputs of an autoregressive network coordinate by coordinate, for ``rows`` like ``like``."""
+def unfolded(
+    net: MLP, context: Tensor | None, rows: int, like: Tensor
+) -> Unfolding | UnfoldingAtOne | native.Prefixes:
+    """Return what gives the outputs of an autoregressive network coordinate by coordinate, for ``rows`` like ``like``.
+
+    ``context`` is ``[rows, C]``, or ``[1, C]`` where all rows share it.
+    """
+    if rows > 1 and (context is None or len(context) == 1) and not net.norms:
+        return UnfoldingAtOne(net, context)
+    if context is not None:
+        context = context.expand(rows, -1)
     if like.shape[-1] <= FEW and native.serves(net, like, context):
         return native.Prefixes(net, context)
     return Unfolding(net, context, rows)
@@ -81,3 +90,53 @@ class Unfolding:
             if net.residual and layer % 2:
                 h = torch.addcmul(skip, h, self.gates[layer // 2][:, mine]) if self.gates else skip + h
         self.seen[-1][:, mine] = net.activation(h)
+
+
+class UnfoldingAtOne:
+    """:class:`Unfolding` where all rows share one context: the units that see no coordinate are evaluated once.
+
+    In two dimensions they are half of all units, and the larger part of the products.
+    """
+
+    def __init__(self, net: MLP, context: Tensor | None):
+        assert net.degree_ends is not None, "only an autoregressive network can be unfolded"
+        self.net = net
+        self.alone = Unfolding(net, context, 1)
+        self.start = net.degree_ends[1]
+        # Of the units that see a coordinate: what each layer after the first gets.
+        self.seen: list[Tensor] = []
+
+    def outputs(self, degree: int, x: Tensor, which: slice) -> Tensor:
+        """Return the outputs ``which``, whose degree is ``degree``, given ``x: [n, degree]``; ask in order of degree."""
+        net, alone, start = self.net, self.alone, self.start
+        assert net.degree_ends is not None
+        if not degree:
+            return alone.outputs(0, x[:1], which).expand(len(x), -1)
+        if not self.seen:
+            size = len(net.first.weight) - start
+            self.seen = [x.new_empty(len(x), size) for _ in range(len(net.hidden) + 1)]
+        first, end = net.degree_ends[degree], net.degree_ends[degree + 1]
+        if end > first:
+            self._hidden(degree, x, slice(first, end))
+        return self._linear(len(net.hidden), end, net.last.weight[which], net.last.bias[which])
+
+    def _hidden(self, degree: int, x: Tensor, mine: slice) -> None:
+        net, alone = self.net, self.alone
+        put = slice(mine.start - self.start, mine.stop - self.start)
+        h = torch.addmm(alone.entrance[:, mine], draw_in(x), alone.weight[mine, :degree].t())
+        skip = h
+        for layer, hidden in enumerate(net.hidden):
+            if layer % 2 == 0:
+                skip = h
+            self.seen[layer][:, put] = net.activation(h)
+            assert isinstance(hidden, nn.Linear)
+            h = self._linear(layer, mine.stop, hidden.weight[mine], hidden.bias[mine])
+            if net.residual and layer % 2:
+                h = torch.addcmul(skip, h, alone.gates[layer // 2][:, mine]) if alone.gates else skip + h
+        self.seen[-1][:, put] = net.activation(h)
+
+    def _linear(self, layer: int, end: int, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return a layer's product with all units before ``end``: those that are the same in all rows go to the bias."""
+        start = self.start
+        shared = torch.addmv(bias, weight[:, :start], self.alone.seen[layer][0, :start])
+        return torch.addmm(shared, self.seen[layer][:, : end - start], weight[:, start:end].t())
