@@ -100,6 +100,27 @@ def serves_products(net: MLP, x: Tensor, context: Tensor | None) -> bool:
     )
 
 
+def serves_part(net: MLP, x: Tensor) -> bool:
+    """Return whether the kernel can take rows through some units of this network, without gates and context."""
+    return (
+        _library() is not None
+        and not _is_transformed()
+        and not net.gates
+        and not net.norms
+        and not (net.training and (net.bf16 or net.dropout is not None))
+        and len(x) >= LEAST_ROWS
+        and all(_serves_tensor(t) for t in (x, *net.parameters()))
+    )
+
+
+def part(net: MLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Return what some units of a network give for ``x: [n, inputs]``, where :func:`serves_part` says so.
+
+    ``weights`` are weight and bias of every map, cut to those units; there is no context.
+    """
+    return _forward(net, x.contiguous(), None, [w.contiguous() for w in weights], None, context=0)
+
+
 def _is_transformed() -> bool:
     """Return whether more than the numbers is asked for: a compiled or traced program, vmap and the like, autocast."""
     return (
@@ -200,14 +221,20 @@ class _Conditioner(torch.autograd.Function):
 
 
 def _forward(
-    net: MLP, x: Tensor, context: Tensor | None, weights: Sequence[Tensor], saved: Tensor | None
+    net: MLP,
+    x: Tensor,
+    given: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: Tensor | None,
+    *,
+    context: int | None = None,
 ) -> Tensor:
     library = _library()
     assert library is not None
     out = x.new_empty(len(x), len(weights[-1]))
     norms = _norms(net, len(weights[0])) if net.norms else None
-    network = _network(net, x, weights, norms=norms)
-    _run(partial(library.fluvial_mlp, byref(network)), len(x), (x, context, out, saved))
+    network = _network(net, x, weights, norms=norms, context=context)
+    _run(partial(library.fluvial_mlp, byref(network)), len(x), (x, given, out, saved))
     return out
 
 
@@ -288,6 +315,7 @@ def _network(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor] | None = None,
     norms: Tensor | None = None,
+    context: int | None = None,
 ) -> _Network:
     """Return the network as the kernel reads it; it points at the weights, which must outlive it.
 
@@ -305,6 +333,6 @@ def _network(
         maps[i] = _Linear(
             weight.data_ptr(), bias.data_ptr(), *grad, reach, begin, scale, shift, *weight.shape
         )
-    sizes = (x.shape[1], net.context, len(weights[0]), len(weights[-1]))
+    sizes = (x.shape[1], net.context if context is None else context, len(weights[0]), len(weights[-1]))
     counts = (len(net.hidden), len(net.gates), net.residual, ACTIVATIONS.index(type(net.activation)))
     return _Network(maps, *sizes, *counts, in_bf16(net))

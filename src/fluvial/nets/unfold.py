@@ -112,6 +112,8 @@ class UnfoldingAtOne:
         assert net.degree_ends is not None
         if not degree:
             return alone.outputs(0, x[:1], which).expand(len(x), -1)
+        if len(net.degree_ends) - 1 <= FEW and native.serves_part(net, x):
+            return native.part(net, x, self._part(degree, which))
         if not self.seen:
             size = len(net.first.weight) - start
             self.seen = [x.new_empty(len(x), size) for _ in range(len(net.hidden) + 1)]
@@ -135,8 +137,26 @@ class UnfoldingAtOne:
                 h = torch.addcmul(skip, h, alone.gates[layer // 2][:, mine]) if alone.gates else skip + h
         self.seen[-1][:, put] = net.activation(h)
 
+    def _part(self, degree: int, which: slice) -> list[Tensor]:
+        """Return weights and biases of the units that see a coordinate, and no more than ``degree`` of them."""
+        net = self.net
+        assert net.degree_ends is not None
+        units = slice(self.start, net.degree_ends[degree + 1])
+        masked = net.weights()
+        pairs = list(
+            zip(masked[2:-2:2], masked[3:-2:2], strict=True)
+        )  # of the hidden layers: there are no gates
+        out = [masked[0][units, :degree], self.alone.entrance[0, units]]
+        for layer, (weight, bias) in enumerate(pairs):
+            out += [weight[units, units], self._shared(layer, weight[units], bias[units])]
+        last, bias = masked[-2][which], masked[-1][which]
+        return [*out, last[:, units], self._shared(len(pairs), last, bias)]
+
     def _linear(self, layer: int, end: int, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return a layer's product with all units before ``end``: those that are the same in all rows go to the bias."""
-        start = self.start
-        shared = torch.addmv(bias, weight[:, :start], self.alone.seen[layer][0, :start])
-        return torch.addmm(shared, self.seen[layer][:, : end - start], weight[:, start:end].t())
+        """Return a layer's product with all units before ``end``."""
+        shared = self._shared(layer, weight, bias)
+        return torch.addmm(shared, self.seen[layer][:, : end - self.start], weight[:, self.start : end].t())
+
+    def _shared(self, layer: int, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the bias of a layer, with what the units that are the same in all rows add to it."""
+        return torch.addmv(bias, weight[:, : self.start], self.alone.seen[layer][0, : self.start])
