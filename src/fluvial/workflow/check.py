@@ -178,7 +178,7 @@ def compute_checks(
     chosen = {name: values[rows] for name, values in table.items()}
     draws, draws_log_prob = trust.draws_at(density, chosen, number, section.seed, tell)
     x = columns(chosen, names)
-    context, _ = summarise(schema, chosen, draws)
+    context, titles = summarise(schema, chosen, draws)
     at_rows = log_prob[rows]
     if not density.plain:
         # Equal levels are equally likely: two paths of arithmetic must not tell them apart, or ranks are not random.
@@ -197,7 +197,7 @@ def compute_checks(
         hpd = checks.hpd_values(at_rows, draws_log_prob, rng)
         results += checks.local_calibration(pit, context, names)
         results.append(checks.local_coverage(hpd, context))
-        results += checks.local_regression(pit, context, names, rng)
+        results += checks.local_regression(pit, context, names, rng, context_columns=titles)
     results += _support(schema, x, draws, context)
     if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
