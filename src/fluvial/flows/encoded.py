@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.flows.amortized import unexpanded
+from fluvial.flows.featured import FeaturedFlow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixed import build_mixed_flow
 from fluvial.nets.encoders import build_encoder
@@ -36,7 +37,7 @@ class ArrayKind:
     masked: bool = False
 
 
-class EncodedFlow(AbstractFlow):
+class EncodedFlow(FeaturedFlow):
     """p(x | scalars, features of arrays): any flow, given what encoders make of the arrays of its context.
 
     The encoders run once per context, never once per draw: :meth:`encode` gives features, and
@@ -64,37 +65,7 @@ class EncodedFlow(AbstractFlow):
         super().__init__(targets=flow.targets, context=scalars + sum(one.length for one in inputs))
         self.inputs, self.encoders = nn.ModuleList(inputs), nn.ModuleList(encoders)
         self.members, self.scalars = [list(m) for m in members], scalars
-        self.flow = flow
-        self.loss_is_nll, self.calibrated = flow.loss_is_nll, flow.calibrated
-        self.draw_rows, self.validation_rows = flow.draw_rows, flow.validation_rows
-        self.train_rows = min(self.train_rows, flow.train_rows)
-
-    def forward(self, context: Tensor | None = None) -> Any:
-        """Return p(x | context) for ``context: [*batch, C]``: scalars, then arrays."""
-        return self.given_features(self.encode(context))
-
-    def encode(self, context: Tensor | None) -> Tensor | None:
-        """Return the features ``[*batch, F]`` of contexts: scalars, then what the encoders give."""
-        return self.flow.encode(self._features(context))
-
-    def given_features(self, features: Tensor | None) -> Any:
-        """Return p(x | features) for what :meth:`encode` gave."""
-        return self.flow.given_features(features)
-
-    def loss(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return the loss of the flow at the features."""
-        return self.flow.loss(x, self._features(context), weight=weight, generator=generator)
-
-    def calibrate(self, x: Tensor, context: Tensor | None) -> None:
-        """Let the flow do so at the features."""
-        self.flow.calibrate(x, self._features(context))
+        self._over(flow)
 
     def distances(self, arrays: Sequence[Tensor]) -> list[Tensor]:
         """Return how far arrays ``[*batch, length]``, in units, lie from the mean: the root mean square of pixels."""

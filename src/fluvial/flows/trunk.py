@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from fluvial.flows.featured import FeaturedFlow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.nets import MLP
 
@@ -15,7 +14,7 @@ from fluvial.nets import MLP
 DEPTH = 2
 
 
-class TrunkedFlow(AbstractFlow):
+class TrunkedFlow(FeaturedFlow):
     r"""p(x | h(c)): any flow, given features :math:`h` of the context in place of the context.
 
     The trunk runs once per context, never once per draw; gradients reach it through every step.
@@ -38,40 +37,7 @@ class TrunkedFlow(AbstractFlow):
     def __init__(self, flow: AbstractFlow, *, context: int, features: int):
         super().__init__(targets=flow.targets, context=context)
         self.trunk = MLP(0, context, features, width=features, depth=DEPTH, residual=True, zero_start=False)
-        self.flow = flow
-        self.loss_is_nll, self.calibrated = flow.loss_is_nll, flow.calibrated
-        self.draw_rows, self.train_rows, self.validation_rows = (
-            flow.draw_rows,
-            flow.train_rows,
-            flow.validation_rows,
-        )
-
-    def forward(self, context: Tensor | None = None) -> Any:
-        """Return p(x | context) for ``context: [*batch, C]``."""
-        return self.given_features(self.encode(context))
-
-    def encode(self, context: Tensor | None) -> Tensor | None:
-        """Return the trunk's features ``[*batch, F]``."""
-        return self.flow.encode(self._features(context))
-
-    def given_features(self, features: Tensor | None) -> Any:
-        """Return p(x | features) for what :meth:`encode` gave."""
-        return self.flow.given_features(features)
-
-    def calibrate(self, x: Tensor, context: Tensor | None) -> None:
-        """Let the flow do so at the trunk's features."""
-        self.flow.calibrate(x, self._features(context))
-
-    def loss(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return the loss of the flow at the trunk's features."""
-        return self.flow.loss(x, self._features(context), weight=weight, generator=generator)
+        self._over(flow)
 
     def _features(self, context: Tensor | None) -> Tensor:
         checked = self.checked(context)
