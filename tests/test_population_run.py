@@ -89,7 +89,7 @@ def test_selection_by_an_expression_and_by_injections(folder):
         ("x", (), "nu=uniform:0:3", "no context column"),
         ("x", (), "mu", "expected NAME=VALUE"),
         ("x", ("--given", "mu=1"), "mu=uniform:1:3", "both for mu"),
-        ("x", ("--given", "mu=a"), "mu=uniform:1:3", "expected mu=NUMBER"),
+        ("x", ("--given", "mu=a"), "mu=uniform:1:3", "expected NAME=NUMBER"),
         ("x", ("--detection", "q > 1"), "mu=uniform:1:3", "no column 'q'"),
         ("x", ("--injections", "i.parquet"), "mu=uniform:1:3", "--drawn"),
         ("x", ("--sampler", "nut"), "mu=uniform:1:3", "did you mean 'nuts'"),

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fluvial.words import read_given
+
 
 def infer(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
@@ -56,7 +58,7 @@ def infer(
         events,
         out,
         priors=_pairs("--prior", prior),
-        fixed={name: _number(name, value) for name, value in _pairs("--given", given or []).items()},
+        fixed=read_given(given),
         selection=Selection(detection, injections, drawn) if detection or injections else None,
         sampler=sampler,
         draws=draws,
@@ -103,12 +105,3 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
             raise DataError(f"{option}: expected {name} once; found it twice.")
         out[name] = value
     return out
-
-
-def _number(name: str, text: str) -> float:
-    from fluvial.errors import DataError
-
-    try:
-        return float(text)
-    except ValueError:
-        raise DataError(f"--given: expected {name}=NUMBER; found {text!r}.") from None

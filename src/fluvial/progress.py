@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from fluvial.launch.times import clock
 from fluvial.train import EpochEvent, StepEvent
 
 
@@ -82,14 +83,3 @@ class FitProgress:
                 f"validation −log p {event.best_loss:.4f} nats per row",
                 soft_wrap=True,
             )
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as minutes and seconds.
-
-    >>> clock(83.2), clock(7203)
-    ('1:23', '2:00:03')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,8 +1,10 @@
-"""Words of the command line as values."""
+"""Words of the command line, and arguments of simulators, as values."""
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
+from typing import Any
 
 from fluvial.errors import DataError
 
@@ -44,3 +46,18 @@ def read_given(given: list[str] | None) -> dict[str, float]:
             raise DataError(f"--given: expected {name} once; found {values[name]:g} and {number:g}.")
         values[name] = number
     return values
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return a whole number from ``least`` on, or raise :class:`~fluvial.errors.DataError`.
+
+    >>> whole_number("rows", 3, 1)
+    3
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise DataError(f"expected {name} to be a whole number; got {value!r}") from error
+    if number < least:
+        raise DataError(f"expected {name} to be at least {least}; got {number}")
+    return number

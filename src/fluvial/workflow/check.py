@@ -14,15 +14,15 @@ from fluvial import check as checks
 from fluvial.check import CheckResult
 from fluvial.data.schema import Schema, Support
 from fluvial.density import Density
-from fluvial.errors import RunError
 from fluvial.files import write_atomically
-from fluvial.record import ARRAYS, CHECKS, STUDY, RunFolder, now
-from fluvial.study import Study, read_study
+from fluvial.record import ARRAYS, CHECKS, RunFolder, now
+from fluvial.study import Study
 from fluvial.workflow import trust
 from fluvial.workflow.card import write_card
-from fluvial.workflow.data import Rows, columns, data_changed, read_rows
+from fluvial.workflow.data import Rows, columns
 from fluvial.workflow.predictions import prediction_arrays
 from fluvial.workflow.quadrature import integrate
+from fluvial.workflow.rows import read_run
 from fluvial.workflow.summary import summarise
 from fluvial.workflow.trust import Tell
 
@@ -59,26 +59,6 @@ def check_run(run: str | Path, *, on_event: Tell | None = None) -> list[CheckRes
     folder.write_record(record)
     write_card(folder)
     return load_results(folder)
-
-
-def read_run(folder: RunFolder) -> tuple[dict[str, Any], Study, Rows]:
-    """Return the record, the study and the rows of a run.
-
-    Raises
-    ------
-    RunError
-        If its data have changed since the fit.
-    """
-    record = folder.record()
-    study, _ = read_study(folder.path / STUDY)
-    source = record["data"]["source"]
-    rows = read_rows(study, source, like=record["data"])
-    if data_changed(record["data"], rows):
-        raise RunError(
-            f"{source} has changed since {folder.path} was fitted (its SHA-256 differs), so its test rows are not "
-            "those of the fit; restore the file, or fit again."
-        )
-    return record, study, rows
 
 
 def _silent(text: str) -> None:

@@ -21,9 +21,10 @@ from fluvial.record import METRICS, STUDY, RunFolder, now
 from fluvial.study import Study
 from fluvial.train.recalibrate import LatentFit, fit_latent_map
 from fluvial.workflow.card import write_card
-from fluvial.workflow.check import compute_checks, read_run, run_checks
+from fluvial.workflow.check import compute_checks, run_checks
 from fluvial.workflow.data import Rows, thinned
 from fluvial.workflow.report import report_run
+from fluvial.workflow.rows import read_run
 from fluvial.workflow.trust import Tell
 
 

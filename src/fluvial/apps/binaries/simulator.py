@@ -17,7 +17,6 @@ log_density  nats / Msun^2  exact ln p(Mass_0, Mass_1 | Z, alpha) of the row
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 import fluvial
 from fluvial.apps.binaries.population import ALPHAS, METALLICITIES, Array, log_density, sample
 from fluvial.errors import DataError
+from fluvial.words import whole_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,8 +102,8 @@ def simulate(rows: int, seed: int = 0) -> dict[str, Array]:
     >>> bool((table["log_density"] == truth).all())
     True
     """
-    rows = _whole("rows", rows, least=1)
-    rng = np.random.Generator(np.random.PCG64(_whole("seed", seed, least=0)))
+    rows = whole_number("rows", rows, least=1)
+    rng = np.random.Generator(np.random.PCG64(whole_number("seed", seed, least=0)))
     probabilities = cell_probabilities()
     cell = rng.choice(probabilities.size, size=rows, p=probabilities.ravel())
     i, j = np.unravel_index(cell, probabilities.shape)
@@ -153,7 +153,7 @@ def _arrow_table(table: dict[str, Array], seed: int) -> pa.Table:
     metadata = {
         "simulator": "fluvial.apps.binaries",
         "version": fluvial.__version__,
-        "seed": str(operator.index(seed)),
+        "seed": str(whole_number("seed", seed, least=0)),
         "units": ", ".join(f"{k}: {v}" for k, v in UNITS.items()),
         "note": "a stand-in with invented numbers, not population synthesis",
     }
@@ -178,13 +178,3 @@ def _replace(path: Path, table: pa.Table) -> None:
         raise DataError(f"could not write {str(path)!r}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)  # already gone after the rename
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise DataError(f"expected {name} to be a whole number; got {value!r}") from error
-    if number < least:
-        raise DataError(f"expected {name} to be at least {least}; got {number}")
-    return number

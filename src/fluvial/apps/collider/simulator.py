@@ -21,7 +21,6 @@ on integers and atoms, and per unit of each target elsewhere.
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +33,7 @@ from fluvial.apps.collider import jets, muons
 from fluvial.apps.collider.chain import Chain, Table, Variable
 from fluvial.apps.collider.conditionals import Array
 from fluvial.errors import DataError, nearest
+from fluvial.words import whole_number
 
 Objects = Literal["jets", "muons"]
 
@@ -83,7 +83,9 @@ def simulate(objects: Objects, rows: int, seed: int = 0, process: str = "ttbar")
     >>> bool(np.allclose(table["log_density"], log_density(table), rtol=0, atol=1e-9))
     True
     """
-    return _joined(list(_blocks(objects, _whole("rows", rows, 1), _whole("seed", seed, 0), process)))
+    return _joined(
+        list(_blocks(objects, whole_number("rows", rows, 1), whole_number("seed", seed, 0), process))
+    )
 
 
 def log_densities(table: Mapping[str, Any]) -> Table:
@@ -132,7 +134,7 @@ def write(
     import pyarrow.parquet as pq
 
     path = Path(path)
-    rows, seed = _whole("rows", rows, 1), _whole("seed", seed, 0)
+    rows, seed = whole_number("rows", rows, 1), whole_number("seed", seed, 0)
     if path.suffix != ".parquet":
         raise DataError(f"expected a file name that ends in .parquet; got {str(path)!r}")
     if not path.parent.is_dir():
@@ -209,13 +211,3 @@ def _process(name: str) -> str:
     if name not in PROCESSES:
         raise DataError(f"no process {name!r}{nearest(name, PROCESSES)}")
     return name
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise DataError(f"expected {name} to be a whole number; got {value!r}") from error
-    if number < least:
-        raise DataError(f"expected {name} to be at least {least}; got {number}")
-    return number

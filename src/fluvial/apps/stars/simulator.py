@@ -14,7 +14,6 @@ As in GALAH, t_eff, log_g and fe_h are what a pipeline measured, with errors
 from __future__ import annotations
 
 import json
-import operator
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ import fluvial
 from fluvial.apps.stars import kiel
 from fluvial.apps.stars.spectrum import ARM_PIXELS, ARMS, RESOLVING_POWER, Stars, spectra, wavelengths
 from fluvial.errors import DataError
+from fluvial.words import whole_number
 
 Array = np.ndarray
 
@@ -73,7 +73,7 @@ def simulate(rows: int, seed: int = 0, *, noise: bool = True) -> Survey:
     >>> survey.flux.shape, survey.labels.shape, bool(np.isfinite(survey.flux).all())
     ((3, 16384), (3, 8), True)
     """
-    blocks = list(_blocks(_whole("rows", rows, 1), _whole("seed", seed, 0), noise))
+    blocks = list(_blocks(whole_number("rows", rows, 1), whole_number("seed", seed, 0), noise))
     return Survey(
         *(np.concatenate([getattr(b, name) for b in blocks]) for name in ("flux", "error", "labels", "truth"))
     )
@@ -105,7 +105,7 @@ def write(
         DataError: as :func:`simulate`, or if the folder cannot be written; what was there before is then left as it was.
     """
     folder = Path(folder)
-    rows, seed = _whole("rows", rows, 1), _whole("seed", seed, 0)
+    rows, seed = whole_number("rows", rows, 1), whole_number("seed", seed, 0)
     shapes: dict[str, tuple[tuple[int, ...], type]] = {"spectra": ((rows, len(wavelengths())), np.float32)}
     if errors:
         shapes["errors"] = shapes["spectra"]
@@ -267,13 +267,3 @@ def _observe(flux: Array, error: Array, seeds: list[int], noise: bool) -> None:
             error[star, pixel : pixel + 3] *= 5.0
     if noise:
         np.clip(flux, -0.2, 1.6, out=flux)
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise DataError(f"expected {name} to be a whole number; got {value!r}") from error
-    if number < least:
-        raise DataError(f"expected {name} to be at least {least}; got {number}")
-    return number
