@@ -28,6 +28,7 @@ class TrunkedFlow(FeaturedFlow):
     features : int
         What the trunk gives: a residual network of as many units.
 
+    >>> import torch
     >>> from fluvial.flows import build_flow
     >>> flow = build_flow("maf", targets=2, context=3, trunk=16)
     >>> flow(torch.zeros(5, 3)).sample((4,)).shape
