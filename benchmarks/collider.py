@@ -123,7 +123,9 @@ def memory(runs: Path, source: Path, out: Path, oversample: int) -> dict[str, An
         "print(json.dumps({'objects': r.objects, 'seconds': r.seconds, 'MiB': peak, 'problem': r.problem}))\n"
     )
     argv = [sys.executable, "-W", "ignore", "-c", code, str(runs), str(source), str(out), str(oversample)]
-    made = subprocess.run([*argv, str(torch.get_num_threads())], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [*argv, str(torch.get_num_threads())], stdout=subprocess.PIPE, text=True, check=True
+    )
     out.unlink()
     return json.loads(made.stdout.splitlines()[-1])
 
