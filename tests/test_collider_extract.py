@@ -305,6 +305,26 @@ def test_pairs_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     assert np.isfinite(table(tmp_path / "pairs.parquet")["Jet_massRatio"]).all()
 
 
+def test_objects_in_one_place_and_at_the_edge_of_nearness_stay_inside_their_support(tmp_path: Path) -> None:
+    """ΔR is 0.4 in float32 for some pairs that are nearer in float64: no density of jets could take it."""
+    eta = np.random.default_rng(0).uniform(0.1, 0.39, 20_000).astype(np.float32)
+    phi = np.sqrt(0.16 - eta.astype(np.float64) ** 2).astype(np.float32)
+    dr = np.hypot(eta.astype(np.float64), phi.astype(np.float64))
+    edge = int(np.flatnonzero((dr < 0.4) & (dr.astype(np.float32) == np.float32(0.4)))[0])
+    events = [e for e in make_events(60, seed=5) if jet_pairs([e])][:2]
+    for event, at in zip(events, ((float(eta[edge]), float(phi[edge])), (0.0, 0.0)), strict=True):
+        _, _, jet = jet_pairs([event])[0]
+        jet.update(eta=0.0, phi=0.0)
+        event["GenPart"][0].update(eta=at[0], phi=at[1], pdgId=13, statusFlags=1 << 13)
+        for other in event["GenPart"][1:]:
+            other["pdgId"] = 22
+    write_events(tmp_path / "a.root", events)
+    extract([tmp_path / "a.root"], "jet", tmp_path / "pairs.parquet")
+    made = table(tmp_path / "pairs.parquet")
+    here = made["GenJet_eta"] == 0
+    assert made["ClosestMuon_dr"][here].tolist() == [np.float32(0.5), np.float32(1e-6)]
+
+
 def test_bad_requests(made: tuple[Path, list[Event]], tmp_path: Path) -> None:
     file = made[0] / "v9.root"
     for files, name, out, message in [

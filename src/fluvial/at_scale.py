@@ -13,7 +13,9 @@ from fluvial.words import read_part
 
 Shards = Annotated[
     int | None,
-    typer.Option(min=1, help="Files to write, into a folder.", show_default="one for 16.8 million rows"),
+    typer.Option(
+        min=1, help="Files to write, into a folder.", show_default="as many as needed, 16.8 million rows each"
+    ),
 ]
 Processes = Annotated[int, typer.Option(min=1, help="Processes that share the shards.")]
 Part = Annotated[
@@ -211,9 +213,10 @@ def jobs(
     _out(formatted(list_jobs(folder), SHOWN, form))
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the verbs of this module to the command line."""
-    app.command()(tune)
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Add the verbs of this module to the command line, in a panel of its help."""
+    app.command(rich_help_panel=panel)(tune)
     # What follows the verb is the verb's own.
-    app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(submit)
-    app.command()(jobs)
+    own = {"allow_interspersed_args": False, "ignore_unknown_options": False}
+    app.command(rich_help_panel=panel, context_settings=own)(submit)
+    app.command(rich_help_panel=panel)(jobs)

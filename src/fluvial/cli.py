@@ -15,6 +15,7 @@ from fluvial.apps.binaries.commands import app as binaries_app
 from fluvial.apps.collider.commands import app as collider_app
 from fluvial.apps.stars.commands import app as stars_app
 from fluvial.cli_infer import infer
+from fluvial.cli_init import init
 from fluvial.walltime import answer_early
 from fluvial.words import is_folder, read_given
 
@@ -30,11 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(binaries_app)
-app.add_typer(collider_app)
-app.command("infer")(infer)
-app.add_typer(stars_app)
-at_scale.add_to(app)
+#: Parts of the list of verbs.
+EVERYDAY, TRUST, SCALE, SCIENCES = "Verbs", "Trust", "At scale", "Sciences"
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
@@ -44,7 +42,10 @@ Seed = Annotated[
 ]
 
 
-@app.command()
+app.command("init", rich_help_panel=EVERYDAY)(init)
+
+
+@app.command(rich_help_panel=EVERYDAY)
 def fit(
     study: Annotated[
         Path | None, typer.Argument(help="A study file (TOML); none with --resume.", show_default=False)
@@ -111,7 +112,7 @@ def fit(
         raise typer.Exit(130)
 
 
-@app.command()
+@app.command(rich_help_panel=TRUST)
 def check(run: Run) -> None:
     """Check a run's density on its test rows again; print the verdicts. Exit code 1 if a check fails."""
     from fluvial.check import overall
@@ -123,7 +124,7 @@ def check(run: Run) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=TRUST)
 def recalibrate(
     run: Run,
     out: Annotated[
@@ -157,7 +158,7 @@ def recalibrate(
     _out(f"report    {(density.folder / 'report.html').resolve()}")
 
 
-@app.command()
+@app.command(rich_help_panel=TRUST)
 def card(run: Run) -> None:
     """Write card.json and README.md of a run again, from its record and checks; print the path."""
     from fluvial.workflow import write_card
@@ -165,7 +166,7 @@ def card(run: Run) -> None:
     _out(str(write_card(run).resolve()))
 
 
-@app.command()
+@app.command(rich_help_panel=EVERYDAY)
 def sample(
     run: Run,
     out: Annotated[
@@ -214,7 +215,7 @@ def sample(
     _out(f"{rows:,} rows of {', '.join(table)} in {out}")
 
 
-@app.command("log-prob")
+@app.command("log-prob", rich_help_panel=EVERYDAY)
 def log_prob(
     run: Run,
     table: Annotated[
@@ -242,7 +243,7 @@ def log_prob(
         _out(f"written to {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=EVERYDAY)
 def report(
     run: Run,
     form: Annotated[
@@ -255,7 +256,7 @@ def report(
     _out(str(report_run(run, form, on_event=_err).resolve()))  # type: ignore[arg-type]
 
 
-@app.command()
+@app.command(rich_help_panel=EVERYDAY)
 def runs(
     folder: Annotated[Path, typer.Argument(help="The folder that holds the run folders.")] = Path("runs"),
     where: Annotated[
@@ -314,7 +315,7 @@ def runs(
     _out(formatted(rows, chosen, form, mark=results))
 
 
-@app.command()
+@app.command(rich_help_panel=SCALE)
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
 ) -> None:
@@ -337,7 +338,7 @@ def cache(
     _out(f"{len(rows)} packed tables, {sum(e.bytes for e in entries) / 1e9:.2f} GB, in {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=EVERYDAY)
 def simulate(
     application: Annotated[
         str, typer.Argument(help="What to simulate: binaries, jets, muons or stars.", show_default=False)
@@ -372,6 +373,12 @@ def simulate(
         )
     what = "mergers" if application == "binaries" else application
     _out(f"{rows:,} {what} in {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+app.command("infer", rich_help_panel=EVERYDAY)(infer)
+at_scale.add_to(app, SCALE)
+for science in (binaries_app, collider_app, stars_app):
+    app.add_typer(science, rich_help_panel=SCIENCES)
 
 
 @app.callback(invoke_without_command=True)

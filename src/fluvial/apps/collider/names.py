@@ -22,6 +22,9 @@ from fluvial.errors import DataError, nearest
 NEAR = 0.4
 """How close, in ΔR = √(Δη² + Δφ²), is near."""
 
+COINCIDENT = 1e-6
+"""The ΔR of objects in one place: far below what the directions in a file resolve, and not 0, which has no logarithm."""
+
 LAST_COPY = 1 << STATUS_FLAGS.index("isLastCopy")
 
 

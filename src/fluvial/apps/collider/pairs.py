@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluvial.apps.collider.muons import STATUS_FLAGS
-from fluvial.apps.collider.names import JET, LAST_COPY, NEAR, Near, Object, wrapped
+from fluvial.apps.collider.names import COINCIDENT, JET, LAST_COPY, NEAR, Near, Object, wrapped
 from fluvial.apps.collider.nanoaod import Piece, Whole
 
 Columns = dict[str, NDArray[Any]]
@@ -108,7 +108,7 @@ def _near_columns(piece: Piece, wanted: Object, event: Whole, generated: Whole) 
     eta, phi = values[f"{wanted.generated}_eta"][generated], values[f"{wanted.generated}_phi"][generated]
     there = {q: values[f"{collection}_{q}"][keep] for q in ("eta", "phi")}
     outer, inner, deta, dphi = _close_pairs(event, eta, phi, number, there["eta"], there["phi"])
-    pairs = {"dr": np.hypot(deta, dphi), "deta": deta, "dphi": dphi}
+    pairs = {"dr": np.maximum(np.hypot(deta, dphi), COINCIDENT), "deta": deta, "dphi": dphi}
     for quantity in wanted.near[0].nothing.keys() - pairs.keys():
         pairs[quantity] = values[f"{collection}_{quantity}"][keep[inner]]
     out: Columns = {}
@@ -134,7 +134,7 @@ def _close_pairs(
     deta = eta[outer].astype(np.float64) - other_eta[inner]
     dphi = wrapped(phi[outer].astype(np.float64) - other_phi[inner])
     dr = np.hypot(deta, dphi)
-    close = np.flatnonzero(dr < NEAR)
+    close = np.flatnonzero(dr.astype(np.float32) < np.float32(NEAR))  # as the columns hold it
     close = close[np.lexsort((dr[close], outer[close]))]
     return outer[close], inner[close], deta[close], dphi[close]
 
