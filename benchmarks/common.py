@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,24 @@ def write_json(
     content = {"date": today(), "machine": machine, "versions": versions, "rows": rows, **more}
     text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def kept(path: Path | None, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of a key from a file with one JSON a line, or make it and add it there.
+
+    So a long work goes on where it was stopped, and its parts may be made apart. Without a path, a row is just made.
+    """
+    if path is None:
+        return make()
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            known = json.loads(line)
+            if known["key"] == key:
+                return known["row"]
+    row = make()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": _plain(key), "row": _plain(row)}, ensure_ascii=False) + "\n")
+    return row
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
