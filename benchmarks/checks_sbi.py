@@ -30,10 +30,11 @@ from fluvial.data.readers import write_table
 #: The prior is uniform between ± this in both parameters; the noise is Gaussian and 0.5 wide.
 BOUND = 2.0
 SIMULATIONS, EPOCHS = 4000, 20
-#: fluvial's form of what sbi makes of a name: five steps, networks of two layers of 50 units, ten bins.
+#: fluvial's form of what sbi makes of a name: five steps, networks of two layers (nsf: residual blocks) of 50 units.
+WIDE_50 = {"steps": 5, "width": 50, "depth": 2}
 FORMS: dict[str, dict[str, Any]] = {
-    "maf": {"architecture": "maf", "steps": 5, "width": 50, "depth": 2},
-    "nsf": {"architecture": "coupling-spline", "steps": 5, "width": 50, "depth": 2, "bins": 10},
+    "maf": {"architecture": "maf", **WIDE_50},
+    "nsf": {"architecture": "coupling-spline", **WIDE_50, "bins": 10, "residual": True, "gate": True},
 }
 Clocked = tuple[Any, float, float]
 #: Draws [N, S, D] and their log-densities [N, S], at all rows; and the log-density of the truth [N].

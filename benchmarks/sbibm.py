@@ -35,7 +35,7 @@ from fluvial.data.readers import write_table
 
 BUDGETS = (1000, 10_000, 100_000)
 #: Fits that are drawn from together, unless told: the fewer simulations, the more one fit scatters.
-MEMBERS = {1000: 5, 10_000: 2, 100_000: 1}
+MEMBERS = {1000: 3, 10_000: 2, 100_000: 1}
 Simulator = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS)[:4])
     parser.add_argument("--budgets", nargs="+", type=int, choices=BUDGETS, default=[1000, 10_000])
     parser.add_argument("--observations", type=int, default=10, help="how many of the 10 (default: 10)")
-    parser.add_argument("--members", type=int, help="fits that are drawn from (default: 5, 3 or 1 by budget)")
+    parser.add_argument("--members", type=int, help="fits that are drawn from (default: 3, 2 or 1 by budget)")
     parser.add_argument("--set", nargs="*", type=setting, default=[], help="of the study: flow.bins=16 …")
     parser.add_argument(
         "--sklearn", action="store_true", help="the original classifier: several times slower"

@@ -299,7 +299,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="of each simulated set (default: 2,000)")
     parser.add_argument("--splits", type=int, help="splits of each set, at most (default: all; bundled: 5)")
     parser.add_argument("--flow", default="autoregressive-spline", help="architecture of the flow")
-    parser.add_argument("--set", nargs="*", type=setting, default=[], help="options of the flow: bins=8 …")
+    small = [("bins", 8), ("width", 64)]  # these tables are small
+    parser.add_argument("--set", nargs="*", type=setting, default=small, help="options of the flow: bins=8 …")
     parser.add_argument("--epochs", type=int, default=200, help="at most (default: 200)")
     parser.add_argument("--threads", type=int, default=1, help="threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="two bundled splits of 500 rows, 30 epochs")
