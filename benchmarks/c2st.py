@@ -124,7 +124,7 @@ class _Networks:
             self.slopes[2 * k].baddbmm_(below.mT, delta)
             torch.sum(delta, 1, keepdim=True, out=self.slopes[2 * k + 1])
         self.steps += 1
-        torch._fused_adam_(
+        torch._fused_adam_(  # type: ignore[attr-defined]  # one pass over all numbers
             [self.numbers], [self.gradient], [self.first], [self.second], [], [self.steps],
             lr=RATE, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip

@@ -80,15 +80,22 @@ def kept(path: Path | None, key: Mapping[str, Any], make: Callable[[], dict[str,
     """
     if path is None:
         return make()
+    if (known := row_of(path, key)) is not None:
+        return known
+    row = make()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": _plain(key), "row": _plain(row)}, ensure_ascii=False) + "\n")
+    return row
+
+
+def row_of(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the row of a key from a file of :func:`kept`, if it is there."""
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             known = json.loads(line)
             if known["key"] == key:
                 return known["row"]
-    row = make()
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": _plain(key), "row": _plain(row)}, ensure_ascii=False) + "\n")
-    return row
+    return None
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,12 @@ figures are those of NPE in Lueckmann et al. 2021 (arXiv:2101.04653), in the mea
 Observations and references are read from the wheel (``pip download --no-deps sbibm==1.1.0``; it needs no install);
 simulators are written here, in numpy. Fits take no more than the simulations: nine tenths to train on, one tenth to
 choose the best epoch. ``members`` fits of other seeds and splits of the same simulations are drawn from in equal
-shares.
+shares. The flow is autoregressive-spline with 8 bins and 64 units; settings were chosen by log-densities of simulations
+held out, never by a reference. The posteriors are bounded by the prior, whose box is the support of a column.
+
+What differs from the test of sbibm: ``--folds`` 2, that is two of its five folds are held out in turn (the same mean,
+more scatter: about 0.005 for one observation); and where there are ten parameters, at most 100 epochs of the classifier,
+since to its own end one test takes more than a minute.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from c2st import c2st, c2st_sklearn
-from common import kept, machine, markdown_table, versions, where_and_when, write_json
+from common import kept, machine, markdown_table, row_of, versions, where_and_when, write_json
 
 import fluvial
 from fluvial.data.readers import write_table
@@ -276,6 +281,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="two_moons, 1,000 simulations, one observation")
     parser.add_argument("--keep", type=Path, help="rows, kept there one by one and read again")
+    parser.add_argument(
+        "--only-kept", action="store_true", help="a page of the rows that --keep holds already"
+    )
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--markdown", type=Path, help="write the page there")
     options = parser.parse_args()
@@ -288,15 +296,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     host, packages = machine(options.threads), versions(["fluvial", "torch", "numpy", "scikit-learn"])
     wheel = Wheel(options.wheel)
-    rows = [
-        kept(
-            options.keep,
-            identity(name, budget, options),
-            lambda name=name, budget=budget: measure(name, budget, wheel, options),
-        )
-        for name in options.tasks
-        for budget in options.budgets
-    ]
+    rows = []
+    for name, budget in ((name, budget) for name in options.tasks for budget in options.budgets):
+        key = identity(name, budget, options)
+        if options.only_kept and (options.keep is None or row_of(options.keep, key) is None):
+            continue
+        make = lambda name=name, budget=budget: measure(name, budget, wheel, options)  # noqa: E731
+        rows.append(kept(options.keep, key, make))
     text = page(options, rows, where_and_when(host, packages))
     if options.markdown:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
@@ -342,7 +348,7 @@ def page(options: argparse.Namespace, rows: list[dict[str, Any]], where: str) ->
             "",
             markdown_table(shown),
             "",
-            f"Mean, lowest and highest over {options.observations} observations.",
+            f"C2ST: mean, lowest and highest over {options.observations} observations.",
             "",
             where,
             "",

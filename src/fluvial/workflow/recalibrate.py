@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,9 @@ def _fit(folder: Path, part: dict[str, np.ndarray], seed: int) -> LatentFit:
     density.flow.requires_grad_(False)
     probes = latent_maps(density.flow)
     caught: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in probes]
-    hooks = [
-        probe.register_forward_pre_hook(lambda module, inputs, at=at: at.append((inputs[0], inputs[1])))
-        for probe, at in zip(probes, caught, strict=True)
-    ]
-    log_prob = torch.from_numpy(density.given(part, outside="allow").log_prob_members(part)).mT
+    hooks = [p.register_forward_pre_hook(partial(_catch, at)) for p, at in zip(probes, caught, strict=True)]
+    given = density.given(part if density.schema.context else None, outside="allow")
+    log_prob = torch.from_numpy(given.log_prob_members(part)).mT
     for hook in hooks:
         hook.remove()
     z = torch.stack([torch.cat([latent for latent, _ in at]) for at in caught], 1)
@@ -171,6 +170,10 @@ def _fit(folder: Path, part: dict[str, np.ndarray], seed: int) -> LatentFit:
         return fit_latent_map(make, z[:, 0], alone, bases[0].log_density, seed=seed)
     members = (log_prob - base(z).sum(-1)).to(z.dtype)
     return fit_latent_map(make, z, context, base, members=members, seed=seed)
+
+
+def _catch(at: list[tuple[Tensor, Tensor | None]], module: torch.nn.Module, inputs: Any) -> None:
+    at.append((inputs[0], inputs[1]))
 
 
 def _mended(folder: Path, fit: LatentFit) -> Density:
