@@ -335,6 +335,7 @@ def page(options: argparse.Namespace, rows: list[dict[str, Any]], where: str) ->
         f"{' '.join(map(str, options.budgets))} --observations {options.observations}"
         + (f" --members {options.members}" if options.members else "")
         + (f" --set{told}" if told else "")
+        + f" --folds {options.folds}"
         + (" --sklearn" if options.sklearn else "")
     )
     text = (__doc__ or "").split("\n\n", 1)[1].strip().replace("``", "`")
