@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=1000, help="contexts to time on (default: 1,000)")
     parser.add_argument("--draws", type=int, default=1000, help="draws at each (default: 1,000)")
     parser.add_argument("--sbi", metavar="PYTHON", help="a Python with sbi, to compare with it")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="of the comparison")
     parser.add_argument(
         "--quick", action="store_true", help="40 densities of 200 rows, 300 contexts × 300 draws"
     )
@@ -222,7 +223,8 @@ def main() -> None:
                 options.sbi, case, min(rows, options.contexts), options.draws
             ),
         )
-        for case, (_, rows) in (CASES if options.sbi else {}).items()
+        for case, (_, rows) in CASES.items()
+        if options.sbi and case in options.cases
     ]
     alarms = [
         kept(

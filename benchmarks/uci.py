@@ -274,7 +274,8 @@ def page(options: argparse.Namespace, rows: list[dict[str, Any]], where: str) ->
         for row in rows
     ]
     sets = "--bundled" if options.bundled else "FOLDER …"
-    command = f"python benchmarks/uci.py {sets} --flow {options.flow} --epochs {options.epochs}"
+    told = "".join(f" {key}={value}" for key, value in options.set.items())
+    command = f"python benchmarks/uci.py {sets} --flow {options.flow} --set{told} --epochs {options.epochs}"
     text = (__doc__ or "").split("\n\n", 1)[1].strip().replace("``", "`")
     head = ["# Regression sets", "", "<!-- Written by benchmarks/uci.py; do not edit. -->", "", text, ""]
     return "\n".join([*head, markdown_table(shown), "", where, "", f"Made with `{command}`.", ""])
