@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,31 @@ def write_json(
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def kept(path: Path | None, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of a key from a file with one JSON a line, or make it and add it there.
+
+    So a long work goes on where it was stopped, and its parts may be made apart. Without a path, a row is just made.
+    """
+    if path is None:
+        return make()
+    if (known := row_of(path, key)) is not None:
+        return known
+    row = make()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": _plain(key), "row": _plain(row)}, ensure_ascii=False) + "\n")
+    return row
+
+
+def row_of(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the row of a key from a file of :func:`kept`, if it is there."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            known = json.loads(line)
+            if known["key"] == key:
+                return known["row"]
+    return None
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as a Markdown table; the first row's keys are the head, and numbers stand on the right.
 
@@ -127,7 +152,7 @@ def _memory() -> int | None:
 def _shown(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", r"\|")
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, markdown_table, versions, where_and_when, write_json
+from common import kept, machine, markdown_table, versions, where_and_when, write_json
 
 import fluvial
 from fluvial.data.readers import write_table
@@ -160,9 +160,9 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     splits = read_splits(folder, options.splits)
     rows, of_flow = [], None
     for who, log_likelihood in contenders(options).items():
-        began = time.process_time()
-        means = np.array([float(np.mean(log_likelihood(s, k))) for k, s in enumerate(splits)])
-        seconds = time.process_time() - began
+        found = [_kept(folder.name, who, log_likelihood, s, k, options) for k, s in enumerate(splits)]
+        means = np.array([one["mean"] for one in found])
+        seconds = sum(one["seconds"] for one in found)
         of_flow = means if of_flow is None else of_flow
         rows.append(_row(folder.name, splits[0], who, means, of_flow - means, seconds))
         print(rows[-1], flush=True)
@@ -170,6 +170,27 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         means = np.array([float(np.mean(s.truth)) for s in splits])
         rows.append(_row(folder.name, splits[0], "truth", means, of_flow - means, None))
     return rows
+
+
+def _kept(
+    name: str,
+    who: str,
+    log_likelihood: Callable[[Split, int], np.ndarray],
+    split: Split,
+    number: int,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return the mean log-likelihood of the test rows of one split, and the CPU seconds that it took."""
+
+    def make() -> dict[str, float]:
+        began = time.process_time()
+        mean = float(np.mean(log_likelihood(split, number)))
+        return {"mean": mean, "seconds": time.process_time() - began}
+
+    key = {"set": name, "who": who, "split": number, "rows": len(split.train[1]), "epochs": options.epochs}
+    if who == "flow":
+        key |= {"flow": options.flow, **options.set}
+    return kept(options.keep, key, make)
 
 
 def _row(name: str, split: Split, who: str, means: np.ndarray, gain: np.ndarray, seconds: float | None):
@@ -253,7 +274,8 @@ def page(options: argparse.Namespace, rows: list[dict[str, Any]], where: str) ->
         for row in rows
     ]
     sets = "--bundled" if options.bundled else "FOLDER …"
-    command = f"python benchmarks/uci.py {sets} --flow {options.flow} --epochs {options.epochs}"
+    told = "".join(f" {key}={value}" for key, value in options.set.items())
+    command = f"python benchmarks/uci.py {sets} --flow {options.flow} --set{told} --epochs {options.epochs}"
     text = (__doc__ or "").split("\n\n", 1)[1].strip().replace("``", "`")
     head = ["# Regression sets", "", "<!-- Written by benchmarks/uci.py; do not edit. -->", "", text, ""]
     return "\n".join([*head, markdown_table(shown), "", where, "", f"Made with `{command}`.", ""])
@@ -278,10 +300,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="of each simulated set (default: 2,000)")
     parser.add_argument("--splits", type=int, help="splits of each set, at most (default: all; bundled: 5)")
     parser.add_argument("--flow", default="autoregressive-spline", help="architecture of the flow")
-    parser.add_argument("--set", nargs="*", type=setting, default=[], help="options of the flow: bins=8 …")
+    small = [("bins", 8), ("width", 64)]  # these tables are small
+    parser.add_argument("--set", nargs="*", type=setting, default=small, help="options of the flow: bins=8 …")
     parser.add_argument("--epochs", type=int, default=200, help="at most (default: 200)")
     parser.add_argument("--threads", type=int, default=1, help="threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="two bundled splits of 500 rows, 30 epochs")
+    parser.add_argument("--keep", type=Path, help="what was found, kept there one by one and read again")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--markdown", type=Path, help="write the page there")
     options = parser.parse_args()

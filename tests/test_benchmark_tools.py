@@ -27,11 +27,12 @@ def test_the_classifier_test_is_half_for_equal_samples_and_one_for_others(monkey
     assert c2st(x, x + np.array([9.0, 0.0])) > 0.99
     shifted = x + np.array([1.0, 0.0])  # the best there is: Φ(1/2) = 0.69
     assert abs(c2st(x, rng.permutation(shifted)) - 0.69) < 0.05
+    assert abs(c2st(x, rng.permutation(shifted), folds=2) - 0.69) < 0.07
 
 
 def test_gradients_of_the_classifier_are_those_of_autodiff(monkeypatch: pytest.MonkeyPatch):
     torch = pytest.importorskip("torch")
-    networks = tool("c2st", monkeypatch)._Networks(2)
+    networks = tool("c2st", monkeypatch)._Networks(2, 5)
     x, y = torch.randn(5, 20, 2), (torch.rand(5, 20) > 0.5).float()
     weights = [w.clone().requires_grad_() for w in networks.weights]
     w1, b1, w2, b2, w3, b3 = weights
@@ -40,8 +41,8 @@ def test_gradients_of_the_classifier_are_those_of_autodiff(monkeypatch: pytest.M
     loss = loss + 0.5 * 1e-4 / 20 * sum(w.square().sum((1, 2)) for w in (w1, w2, w3))
     loss.sum().backward()
     torch.testing.assert_close(networks.step(x, y), loss.detach())
-    for weight, first in zip(weights, networks.first, strict=True):  # after one step, a tenth of the gradient
-        torch.testing.assert_close(10 * first, weight.grad, rtol=1e-3, atol=1e-6)
+    for weight, slope in zip(weights, networks.slopes, strict=True):
+        torch.testing.assert_close(slope, weight.grad, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["two_moons", "slcp", "gaussian_linear_uniform", "gaussian_mixture"])
@@ -84,3 +85,19 @@ def test_sets_are_read_in_the_layout_that_they_are_written_in(
     assert splits[0].truth.shape == (10,)
     with pytest.raises(SystemExit, match="not there"):
         uci.read_splits(tmp_path, None)
+
+
+def test_rows_are_kept_by_all_that_they_depend_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    common = tool("common", monkeypatch)
+    made = []
+
+    def make() -> dict[str, float]:
+        made.append(0)
+        return {"value": np.float64(len(made))}
+
+    path = tmp_path / "rows.jsonl"
+    assert common.row_of(path, {"n": 1}) is None
+    for n, value in ((1, 1.0), (2, 2.0), (1, 1.0), (2, 2.0)):
+        assert common.kept(path, {"n": n}, make)["value"] == value
+    assert len(made) == 2
+    assert common.kept(None, {"n": 1}, make)["value"] == 3.0

@@ -243,3 +243,46 @@ def test_a_mixture_is_refused_and_an_exact_run_needs_nothing(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"cannot be recalibrated: a MixtureOfGaussians has no latent space"):
         recalibrate(density.folder)
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [density.folder.name]
+
+
+def test_an_ensemble_is_mended_as_the_mixture_that_it_is(tmp_path: Path) -> None:
+    study = STUDY.replace("epochs = 12", "epochs = 6\nensemble = 2").replace("3000", "2000")
+    density = fluvial.fit(overconfident(tmp_path, study), runs=tmp_path / "runs")
+    assert density.folder is not None
+    mended, fit = recalibrate(density.folder)
+    assert mended.folder is not None
+    assert len(mended.members) == 2
+    before, after = (results(folder) for folder in (density.folder, mended.folder))
+    assert before["coverage"].verdict == "fail"
+    assert after["coverage"].statistic < 3 * after["coverage"].uncertainty
+    assert after["pull width"].deviation < 4 * after["pull width"].uncertainty
+    assert mended.recalibration is not None
+    assert mended.recalibration["test"]["gain"] > 5 * mended.recalibration["test"]["gain_error"]
+    assert fit.gain == pytest.approx(mended.recalibration["test"]["gain"], abs=4 * fit.gain_error)
+    again = fluvial.load(mended.folder)
+    t = np.exp(np.linspace(-6, 5, 20_001))
+    p = again.given(c=0.4)
+    assert np.trapezoid(np.exp(p.log_prob({"x": t})), t) == pytest.approx(1, abs=1e-3)
+    np.testing.assert_array_equal(p.log_prob({"x": t}), mended.given(c=0.4).log_prob({"x": t}))
+    assert p.log_prob_spread({"x": t[::1000]}).shape == (21,)
+    assert "recalibrated on" in repr(again)
+    assert (mended.folder / "report.html").exists()
+
+
+def test_a_mixture_is_fitted_as_one() -> None:
+    # Two members, 0.6 off to either side, that claim a width of 0.5: what is wanted of both together has variance 1.
+    x = torch.randn(4000, 1, 1, generator=torch.Generator().manual_seed(0))
+    z = (x - torch.tensor([-0.6, 0.6])[None, :, None]) / 0.5
+    normal = StandardNormal().log_density
+
+    def width(z: torch.Tensor, **more: torch.Tensor) -> float:
+        fit = fit_latent_map(lambda options: LatentMap(1, **options), z, None, normal, **more)
+        assert fit.options is not None
+        latent_map = LatentMap(1, **fit.options)
+        latent_map.load_state_dict(fit.state)
+        with torch.no_grad():
+            drawn = latent_map.inverse(torch.randn(20_000, 1, generator=torch.Generator().manual_seed(1)))[0]
+        return float(0.5 * drawn.std())
+
+    assert width(z, members=torch.zeros(4000, 2)) == pytest.approx(0.8, abs=0.04)
+    assert width(z[:, 0]) == pytest.approx(1.0, abs=0.04)  # a member by itself becomes as wide as all

@@ -22,6 +22,7 @@ from torch.types import _size
 
 from fluvial.core import Bijection, Chain, rational_quadratic
 from fluvial.core.spline import spline_parameters
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.flow import AbstractFlow, ConditionalFlow, FlowDistribution
 from fluvial.flows.held import presence
 from fluvial.flows.mixed import MixedFlow
@@ -165,7 +166,8 @@ def recalibrated(
     """Put a new :class:`LatentMap`, the identity, into a flow; return the flow and the map.
 
     The flow over numbers inside a :class:`~fluvial.flows.mixed.MixedFlow`, a trunk or an encoder is the one that gets
-    it; what is around it stays, and is changed in place.
+    it; what is around it stays, and is changed in place. In an ensemble every member gets one of its own
+    (:func:`latent_maps`); the first is returned.
 
     Raises
     ------
@@ -177,6 +179,10 @@ def recalibrated(
     >>> flow(torch.zeros(5, 3)).sample((4,)).shape
     torch.Size([4, 5, 2])
     """
+    if isinstance(flow, EnsembleFlow):
+        made = [recalibrated(member, bins=bins, steered=steered, **held) for member in flow.members]  # type: ignore[arg-type]
+        flow.members = nn.ModuleList(member for member, _ in made)
+        return flow, made[0][1]
     if isinstance(flow, RecalibratedFlow):
         raise ValueError("it is recalibrated already; recalibrate the run that it was made from")
     if isinstance(flow, ConditionalFlow):
@@ -190,3 +196,8 @@ def recalibrated(
         held = {"present": flow.index.tolist(), "angles": flow.turning.tolist()}
     flow.flow, latent_map = recalibrated(inner, bins=bins, steered=steered, **held)
     return flow, latent_map
+
+
+def latent_maps(flow: AbstractFlow) -> list[LatentMap]:
+    """Return the maps in a recalibrated flow: one, or one for each member of an ensemble."""
+    return [module for module in flow.modules() if isinstance(module, LatentMap)]

@@ -5,6 +5,9 @@ is fitted on three quarters of the rows, four times, and stopped where the held-
 taken only where it gains more, beyond one standard error, than the smaller one. If none gains anything beyond two
 standard errors, there is nothing to mend, and the map stays the identity: recalibration does not make things worse, but
 for what chance allows.
+
+An ensemble has one map for all its members, between each one's bijection and base, fitted to the likelihood of the
+mixture: members that are right, each by itself, would be too wide together.
 """
 
 from __future__ import annotations
@@ -65,6 +68,7 @@ def fit_latent_map(
     context: Tensor | None,
     log_density: Callable[[Tensor], Tensor],
     *,
+    members: Tensor | None = None,
     seed: int = 0,
 ) -> LatentFit:
     """Choose and fit a :class:`~fluvial.flows.recalibrated.LatentMap`.
@@ -74,15 +78,19 @@ def fit_latent_map(
     make
         Returns a new map for options of :data:`CANDIDATES`.
     z, context
-        Latents ``[n, D]`` of the trained flow, and the context ``[n, C]`` that its bijection saw.
+        Latents ``[n, D]`` of the trained flow, and the context ``[n, C]`` that its bijection saw; of an ensemble,
+        ``[n, K, D]`` and ``[n, K, C]``.
     log_density
         The base's log-density of every coordinate.
+    members
+        Of an ensemble, the log-determinants of the K bijections, ``[n, K]``.
     seed
         Decides the folds, and which rows are used if there are more than :data:`ROWS`.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(z), generator=generator)[:ROWS]
     z, context = z[order], None if context is None else context[order]
+    look = _Likelihood(log_density, None if members is None else members[order])
     fold = torch.arange(len(z)) % FOLDS
     best: tuple[dict[str, Any], int, Tensor] | None = None
     identity = torch.zeros(len(z))
@@ -91,7 +99,7 @@ def fit_latent_map(
             numbers = 0 if context is None else 2 * z.shape[-1] * context.shape[-1]
             if not numbers or len(z) < ROWS_PER_NUMBER * numbers:
                 continue
-        stage, gains = _held_out(lambda options=options: make(options), z, context, log_density, fold)
+        stage, gains = _held_out(lambda options=options: make(options), z, context, look, fold)
         ahead, error = _mean(gains - (identity if best is None else best[2]))
         if ahead > (2 if best is None else 1) * error:
             best = options, stage, gains
@@ -99,31 +107,51 @@ def fit_latent_map(
         return LatentFit(None, {}, 0.0, 0.0, len(z))
     options, stage, gains = best
     latent_map = make(options)
-    for _ in _stages(latent_map, z, context, log_density, stage + 1):
+    for _ in _stages(latent_map, z, context, look, stage + 1):
         pass
     state = {name: value.detach().clone() for name, value in latent_map.state_dict().items()}
     return LatentFit(options, state, *_mean(gains), len(z))
+
+
+@dataclass(frozen=True)
+class _Likelihood:
+    """log p of every row but for what the map does not change."""
+
+    log_density: Callable[[Tensor], Tensor]
+    members: Tensor | None
+
+    def at(self, rows: Tensor) -> _Likelihood:
+        return _Likelihood(self.log_density, None if self.members is None else self.members[rows])
+
+    def __call__(self, latent_map: LatentMap | None, z: Tensor, context: Tensor | None) -> Tensor:
+        """Return that of the mapped latents; with no map, that of the identity."""
+        if latent_map is None:
+            each = self.log_density(z).sum(-1)
+        else:
+            out, log_slope = latent_map.forward_elementwise(z, context)
+            each = (self.log_density(out) + log_slope).sum(-1)
+        return each if self.members is None else (each + self.members).logsumexp(-1)
 
 
 def _held_out(
     make: Callable[[], LatentMap],
     z: Tensor,
     context: Tensor | None,
-    log_density: Callable[[Tensor], Tensor],
+    look: _Likelihood,
     fold: Tensor,
 ) -> tuple[int, Tensor]:
     """Return the best stage, and the gain in log p of every row where it was held out, at that stage."""
     history = [torch.zeros(len(z)) for _ in range(STAGES)]
-    before = _log_prob(None, z, context, log_density)
+    before = look(None, z, context)
     for k in range(FOLDS):
         inside, outside = fold != k, fold == k
         latent_map = make()
         seen = None if context is None else context[inside]
         kept = None if context is None else context[outside]
         best, since = -math.inf, 0
-        for stage in _stages(latent_map, z[inside], seen, log_density, STAGES):
+        for stage in _stages(latent_map, z[inside], seen, look.at(inside), STAGES):
             with torch.no_grad():
-                gain = _log_prob(latent_map, z[outside], kept, log_density) - before[outside]
+                gain = look.at(outside)(latent_map, z[outside], kept) - before[outside]
             for later in history[stage:]:  # a fold that has stopped counts with what it had
                 later[outside] = gain
             mean = float(gain.mean())
@@ -139,7 +167,7 @@ def _stages(
     latent_map: LatentMap,
     z: Tensor,
     context: Tensor | None,
-    log_density: Callable[[Tensor], Tensor],
+    look: _Likelihood,
     stages: int,
 ):
     """Yield the number of every stage after it is done."""
@@ -149,7 +177,7 @@ def _stages(
     def closure() -> Tensor:
         optimiser.zero_grad()
         prior = sum(p.square().sum() for p in parameters) / (2 * PRIOR**2 * len(z))
-        loss = prior - _log_prob(latent_map, z, context, log_density).mean()
+        loss = prior - look(latent_map, z, context).mean()
         loss.backward()
         return loss
 
@@ -157,19 +185,6 @@ def _stages(
         for stage in range(stages):
             optimiser.step(closure)  # type: ignore[arg-type]
             yield stage
-
-
-def _log_prob(
-    latent_map: LatentMap | None,
-    z: Tensor,
-    context: Tensor | None,
-    log_density: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return log p of every row but for what the map does not change; with no map, that of the identity."""
-    if latent_map is None:
-        return log_density(z).sum(-1)
-    out, log_slope = latent_map.forward_elementwise(z, context)
-    return (log_density(out) + log_slope).sum(-1)
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from torch import Tensor
 from fluvial.check import CheckResult
 from fluvial.density import Density
 from fluvial.errors import RunError
-from fluvial.flows.flow import AbstractFlow
-from fluvial.flows.recalibrated import LatentMap, RecalibratedFlow, recalibrated
+from fluvial.flows.recalibrated import LatentMap, RecalibratedFlow, latent_maps, recalibrated
 from fluvial.record import METRICS, STUDY, RunFolder, now
 from fluvial.study import Study
 from fluvial.train.recalibrate import LatentFit, fit_latent_map
@@ -33,7 +32,8 @@ def recalibrate(
 ) -> tuple[Density, LatentFit]:
     """Recalibrate the density of a run; leave a new run folder with its checks and report.
 
-    A monotone map of each latent coordinate is fitted by maximum likelihood to rows that training did not learn from: the
+    A monotone map of each latent coordinate (one for all members of an ensemble) is fitted by maximum likelihood to rows
+    that training did not learn from: the
     calibration split of the study, or where it has none the validation split, by which training may have been stopped.
     Every second row is used; the others are left for conformal regions and the threshold of novelty. The original is not
     changed.
@@ -145,35 +145,44 @@ def _fit(folder: Path, part: dict[str, np.ndarray], seed: int) -> LatentFit:
             "see fluvial.conformal_regions."
         ) from error
     density.flow.requires_grad_(False)
-    caught: list[tuple[Tensor, Tensor | None]] = []
-    hook = probe.register_forward_pre_hook(lambda module, inputs: caught.append((inputs[0], inputs[1])))
-    density.log_prob(part)
-    hook.remove()
-    z = torch.cat([latent for latent, _ in caught])
-    contexts = [context for _, context in caught if context is not None]
-    context = torch.cat(contexts) if contexts else None
+    probes = latent_maps(density.flow)
+    caught: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in probes]
+    hooks = [p.register_forward_pre_hook(partial(_catch, at)) for p, at in zip(probes, caught, strict=True)]
+    given = density.given(part if density.schema.context else None, outside="allow")
+    log_prob = torch.from_numpy(given.log_prob_members(part)).mT
+    for hook in hooks:
+        hook.remove()
+    z = torch.stack([torch.cat([latent for latent, _ in at]) for at in caught], 1)
+    seen = [[context for _, context in at if context is not None] for at in caught]
+    context = torch.stack([torch.cat(of_member) for of_member in seen], 1) if seen[0] else None
+    bases = [module.base for module in density.flow.modules() if isinstance(module, RecalibratedFlow)]
 
     def make(options: dict[str, Any]) -> LatentMap:
         held: dict[str, Any] = {"present": probe.index.tolist(), "angles": probe.turning.tolist()}
         return LatentMap(z.shape[-1], 0 if context is None else context.shape[-1], **options, **held)
 
-    base: Callable[[Tensor], Tensor] = _wrapped(density.flow).base.log_density
-    return fit_latent_map(make, z, context, base, seed=seed)
+    def base(latents: Tensor) -> Tensor:
+        parts = [one.log_density(latents[:, k]) for k, one in enumerate(bases)]
+        return torch.stack(parts, 1)
+
+    if len(probes) == 1:  # no mixture: what the bijection itself adds is the same before and after
+        alone = None if context is None else context[:, 0]
+        return fit_latent_map(make, z[:, 0], alone, bases[0].log_density, seed=seed)
+    members = (log_prob - base(z).sum(-1)).to(z.dtype)
+    return fit_latent_map(make, z, context, base, members=members, seed=seed)
 
 
-def _wrapped(flow: AbstractFlow) -> RecalibratedFlow:
-    """Return the recalibrated flow within a flow."""
-    while not isinstance(flow, RecalibratedFlow):
-        flow = flow.flow  # type: ignore[assignment]
-    return flow
+def _catch(at: list[tuple[Tensor, Tensor | None]], module: torch.nn.Module, inputs: Any) -> None:
+    at.append((inputs[0], inputs[1]))
 
 
 def _mended(folder: Path, fit: LatentFit) -> Density:
     """Return the density with the fitted map in it."""
     assert fit.options is not None
     density = Density.load(folder)
-    flow, latent_map = recalibrated(density.flow, **fit.options)
-    latent_map.load_state_dict(fit.state)
+    flow, _ = recalibrated(density.flow, **fit.options)
+    for latent_map in latent_maps(flow):
+        latent_map.load_state_dict(fit.state)
     density.flow = flow.eval()
     return density
 
