@@ -38,7 +38,13 @@ Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/binaries-1
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same draws.", show_default="fresh"),
+    typer.Option(
+        min=0,
+        max=2**63 - 1,
+        metavar="INTEGER",
+        help="The same seed gives the same draws.",
+        show_default="fresh",
+    ),
 ]
 
 
@@ -177,10 +183,15 @@ def sample(
     ],
     given: Annotated[
         list[str] | None,
-        typer.Option("--given", "-g", help="A context value, such as Z=0.001; once a column."),
+        typer.Option(
+            "--given", "-g", help="A context value, such as Z=0.001; once a column, or Z=0.001,alpha=1."
+        ),
     ] = None,
     contexts: Annotated[Path | None, typer.Option(help="A table of contexts, one a row.")] = None,
-    draws: Annotated[int, typer.Option("--draws", "-n", help="Draws at each context.")] = 1,
+    draws: Annotated[
+        int,
+        typer.Option("--draws", "-n", help="Draws at each context: rows written are contexts times draws."),
+    ] = 1,
     seed: Seed = None,
     novelty: Annotated[
         bool,
@@ -225,7 +236,7 @@ def log_prob(
         Path | None, typer.Option("--out", "-o", help="Where to write: .parquet, .csv or .npy.")
     ] = None,
 ) -> None:
-    """Evaluate log p(target | context) for every row, in nats per unit of the targets."""
+    """Evaluate ln p(target | context) for every row; p is per product of the targets' units."""
     import numpy as np
 
     from fluvial.data.readers import write_table

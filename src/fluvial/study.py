@@ -24,6 +24,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
@@ -39,7 +40,7 @@ from fluvial.flows.mixed import SHARED, build_mixed_flow
 from fluvial.nets.encoders import DEFAULT
 from fluvial.study_columns import ColumnSection, Section
 from fluvial.study_encoder import encoder_model, encoder_values
-from fluvial.study_holdout import read_holdout, without
+from fluvial.study_holdout import HOLDOUT_SCHEMA, read_holdout, without
 from fluvial.study_training import Seed, TrainingSection
 from fluvial.study_tuning import TuneSection
 
@@ -114,7 +115,7 @@ class DataSection(Section):
         default=None,
         description="a condition; only rows for which it holds are used: `Mass_0 < 100 and Z > 0.001`",
     )
-    holdout: Annotated[str | None, BeforeValidator(read_holdout)] = Field(
+    holdout: Annotated[str | None, BeforeValidator(read_holdout), WithJsonSchema(HOLDOUT_SCHEMA)] = Field(
         default=None,
         description="contexts that are left out of train, validation and test, and on which the fit is judged "
         "afterwards: `[{ Z = 0.001, alpha = 3.0 }]`, or a condition",

@@ -6,7 +6,15 @@ import math
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    WithJsonSchema,
+    model_validator,
+)
 
 from fluvial.data.choice import implied_support
 from fluvial.data.discrete import MOST_VALUES
@@ -60,6 +68,12 @@ def _in_pi(value: Any) -> Any:
     return value
 
 
+def _ends(word: dict[str, Any], *kinds: str) -> WithJsonSchema:
+    """Return what editors are told of a word, or two ends."""
+    ends = {"type": "array", "prefixItems": [{"type": list(kinds)}] * 2, "minItems": 2, "maxItems": 2}
+    return WithJsonSchema({"anyOf": [{"type": "string", **word}, ends, {"type": "null"}]})
+
+
 class SaturateSection(Section):
     """Ends at which a column saturates."""
 
@@ -73,7 +87,11 @@ class ColumnSection(Section):
     model_config = ConfigDict(allow_inf_nan=True)  # a bound may be inf
 
     unit: str = Field(default="", description="for axes, messages and the report, such as Msun")
-    support: Annotated[tuple[float, float] | None, BeforeValidator(_read_support)] = Field(
+    support: Annotated[
+        tuple[float, float] | None,
+        BeforeValidator(_read_support),
+        _ends({"enum": ["positive", "real"]}, "number"),
+    ] = Field(
         default=None,
         description='where the column can be: "positive", "real", or [lower, upper], either of which may be -inf or inf; '
         "draws never leave it; of an integer column, the first and the last whole number",
@@ -99,7 +117,11 @@ class ColumnSection(Section):
     saturate: SaturateSection = Field(
         default=SaturateSection(), description="{above = 7.0}: values from 7 on are one atom at 7; or below"
     )
-    period: Annotated[tuple[float, float] | None, BeforeValidator(_read_period)] = Field(
+    period: Annotated[
+        tuple[float, float] | None,
+        BeforeValidator(_read_period),
+        _ends({"const": "pi"}, "number", "string"),
+    ] = Field(
         default=None,
         description='the ends of one turn of an angle, such as [-180, 180]; "pi" means from -π to π',
     )

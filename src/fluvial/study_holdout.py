@@ -7,6 +7,12 @@ from typing import Any
 
 from fluvial.data.expressions import quoted
 
+_CELL = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 1}
+#: What a study may hold, for editors.
+HOLDOUT_SCHEMA = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": _CELL, "minItems": 1}, {"type": "null"}]
+}
+
 
 def read_holdout(value: Any) -> str | None:
     """Return the condition that a study's ``holdout`` means: an expression, or a list of contexts.

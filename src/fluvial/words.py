@@ -28,22 +28,22 @@ def read_part(text: str | None) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def read_given(given: list[str] | None) -> dict[str, float]:
-    """Return ``NAME=NUMBER`` options as a dictionary.
+def read_given(given: list[str] | None, option: str = "--given") -> dict[str, float]:
+    """Return ``NAME=NUMBER`` options, several of them or several in one, as a dictionary.
 
-    >>> read_given(["Z=0.001"])
-    {'Z': 0.001}
+    >>> read_given(["Z=0.001", "alpha=1, q=0.5"])
+    {'Z': 0.001, 'alpha': 1.0, 'q': 0.5}
     """
     values: dict[str, float] = {}
-    for text in given or []:
+    for text in [part for whole in given or [] for part in whole.split(",")]:
         name, _, value = text.partition("=")
         name = name.strip()
         try:
             number = float(value)  # of "NAME" alone, the value is "", and no number
         except ValueError:
-            raise DataError(f"--given: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
+            raise DataError(f"{option}: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
         if name in values:
-            raise DataError(f"--given: expected {name} once; found {values[name]:g} and {number:g}.")
+            raise DataError(f"{option}: expected {name} once; found {values[name]:g} and {number:g}.")
         values[name] = number
     return values
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fluvial.words import read_given
+
 app = typer.Typer(
     name="binaries",
     help="Populations of binary black holes: tables, held-out cells, rates, likelihood maps.",
@@ -40,7 +42,7 @@ def extract(
     """Write the bound binary black holes of COSMIC's output as one table."""
     from fluvial.apps.binaries.cosmic import extract
 
-    table = extract(files, out, set_to=_values(set_to, "--set"), from_path=from_path)
+    table = extract(files, out, set_to=read_given(set_to, "--set"), from_path=from_path)
     merging = int(table["merges"].sum())
     sys.stdout.write(
         f"{len(table['Z']):,} binary black holes ({merging:,} merge) of {len(files)} files in {out}\n"
@@ -69,7 +71,9 @@ def rates(
     ] = 1.0,
     given: Annotated[
         list[str] | None,
-        typer.Option("--at", help="Also say what is expected at a context: 'Z=0.0015,alpha=2'."),
+        typer.Option(
+            "--at", "--given", "-g", help="Also say what is expected at a context: 'Z=0.0015,alpha=2'."
+        ),
     ] = None,
 ) -> None:
     """Fit the number of mergers as a smooth function of context; write rates.json and rates.png into the run folder."""
@@ -87,7 +91,7 @@ def rates(
         at = ", ".join(f"{n} = {v:g}" for n, v in zip(fitted.names, cell, strict=True))
         sys.stdout.write(f"held out, {at}: found {found:g}, expected {measured(expected, error)}\n")
     for text in given or []:
-        at = _values(text.split(","), "--at")
+        at = read_given([text], "--at")
         expected, error = fitted.expected(simulated, **at)
         guess = "; outside the range of the cells, a guess" if fitted.outside(**at).any() else ""
         sys.stdout.write(f"{text}: expected {measured(float(expected), float(error))}{guess}\n")
@@ -101,7 +105,8 @@ def maps(
         Path, typer.Option("--out", "-o", help="A figure (.png, .pdf, .svg) or animation (.gif, .mp4).")
     ],
     at: Annotated[
-        list[str] | None, typer.Option("--at", help="A context value, such as alpha=1; may be repeated.")
+        list[str] | None,
+        typer.Option("--at", "--given", "-g", help="A context value, such as alpha=1; may be repeated."),
     ] = None,
     metallicity: Annotated[float | None, typer.Option("--Z", help="The same as --at Z=VALUE.")] = None,
     slices: Annotated[
@@ -117,7 +122,7 @@ def maps(
     from fluvial.apps.binaries.maps import ANIMATIONS, likelihood_maps, write_maps
     from fluvial.workflow import load
 
-    fixed = _values(at, "--at") | ({"Z": metallicity} if metallicity is not None else {})
+    fixed = read_given(at, "--at") | ({"Z": metallicity} if metallicity is not None else {})
     moving = out.suffix.lower() in ANIMATIONS
     number = slices or (40 if moving else 6)
     density = load(run)
@@ -126,16 +131,3 @@ def maps(
     )
     write_maps(made, density, out)
     sys.stdout.write(f"{len(made.contexts)} maps in {out}\n")
-
-
-def _values(texts: list[str] | None, option: str) -> dict[str, float]:
-    from fluvial.errors import DataError
-
-    values = {}
-    for text in texts or []:
-        name, _, value = text.partition("=")
-        try:
-            values[name.strip()] = float(value)
-        except ValueError:
-            raise DataError(f"{option}: expected NAME=NUMBER, such as Z=0.001; found {text!r}.") from None
-    return values
