@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_int, c_long, c_void_p
 from functools import cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,7 @@ _PADDED = 32  # columns, as the kernel's PAD
 #: Memory of forward passes that a backward pass is done with, and how many numbers of it are kept: 64 MiB.
 _done: list[Tensor] = []
 _KEPT = 2**24
+_lock = Lock()
 
 
 class _Linear(Structure):
@@ -199,7 +201,8 @@ class _Conditioner(torch.autograd.Function):
     def forward(ctx, net: MLP, x: Tensor, context: Tensor | None, *weights: Tensor):  # type: ignore[override]
         library = _library()
         assert library is not None, "asked for a kernel although serves says no"
-        ctx.net, ctx.memory = net, _memory(library.fluvial_mlp_saved(byref(_network(net, x, weights)), len(x)))
+        network = _network(net, x, weights)
+        ctx.net, ctx.memory = net, _memory(library.fluvial_mlp_saved(byref(network), len(x)))
         ctx.save_for_backward(x, context, *weights)
         return _forward(net, x, context, weights, ctx.memory)
 
@@ -228,16 +231,18 @@ class _Conditioner(torch.autograd.Function):
 
 def _memory(floats: int) -> Tensor:
     """Return memory for at least so many numbers, if there is some that a backward pass is done with."""
-    for i in reversed(range(len(_done))):
-        if _done[i].numel() >= floats:
-            return _done.pop(i)
+    with _lock:
+        for i in reversed(range(len(_done))):
+            if _done[i].numel() >= floats:
+                return _done.pop(i)
     return torch.empty(floats, dtype=torch.float32)
 
 
 def _keep(memory: Tensor) -> None:
     """Keep memory for the next forward pass: fresh memory costs a page fault every 4 KiB, up to a third of training."""
-    if sum(m.numel() for m in _done) + memory.numel() <= _KEPT:
-        _done.append(memory)
+    with _lock:
+        if sum(m.numel() for m in _done) + memory.numel() <= _KEPT:
+            _done.append(memory)
 
 
 def _forward(

@@ -13,9 +13,13 @@
 #define FORWARD NAMED(spline_forward)
 #define BACKWARD NAMED(spline_backward)
 
+#ifdef __AVX__
 enum { LANES = 8 };
-typedef float vector __attribute__((vector_size(32)));
-typedef int32_t whole __attribute__((vector_size(32)));
+#else
+enum { LANES = 4 };
+#endif
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
 _Static_assert(BLOCK % LANES == 0, "whole vectors");
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -74,12 +78,16 @@ INLINE float clamp_(float x, float low, float high) { return x < low ? low : (x 
 
 INLINE float absolute(float x) { return x < 0 ? -x : x; }
 
-INLINE vector all(float x) { return (vector){x, x, x, x, x, x, x, x}; }
+INLINE vector all(float x) { return x - (vector){0}; }
 
-INLINE vector pick(whole where, vector a, vector b) { /* compilers know this loop: where[i] ? a[i] : b[i], or a maximum */
+INLINE vector pick(whole where, vector a, vector b) {
+#ifdef __AVX__ /* compilers make one instruction of the loop, and of that with where = a > b a maximum */
     vector chosen;
     for (int i = 0; i < LANES; i++) chosen[i] = where[i] ? a[i] : b[i];
     return chosen;
+#else
+    return (vector)((where & (whole)a) | (~where & (whole)b));
+#endif
 }
 
 INLINE vector exp_vector(vector x) {
@@ -111,6 +119,7 @@ INLINE void store(float *to, vector v) { memcpy(to, &v, sizeof v); }
 
 /* Rows become columns. */
 INLINE void turn(vector v[LANES]) {
+#ifdef __AVX__
     vector t[LANES], u[LANES];
     for (int i = 0; i < LANES; i += 2) {
         t[i] = SHUFFLE(v[i], v[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -125,6 +134,13 @@ INLINE void turn(vector v[LANES]) {
         v[i] = SHUFFLE(u[i], u[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
         v[i + 4] = SHUFFLE(u[i], u[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < i; j++) {
+            float swap = v[i][j];
+            v[i][j] = v[j][i], v[j][i] = swap;
+        }
+#endif
 }
 
 /* e^(logit - the largest) of LANES elements, `apart` from each other, as [bins, whole vectors][LANES]; returns their
