@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_int, c_long, c_void_p
 from functools import cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,10 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh)  
 #: Fewer rows than this do not repay the rearranging of the weights.
 LEAST_ROWS = 16
 _PADDED = 32  # columns, as the kernel's PAD
+#: Memory of forward passes that a backward pass is done with, and how many numbers of it are kept: 64 MiB.
+_done: list[Tensor] = []
+_KEPT = 2**24
+_lock = Lock()
 
 
 class _Linear(Structure):
@@ -197,14 +202,13 @@ class _Conditioner(torch.autograd.Function):
         library = _library()
         assert library is not None, "asked for a kernel although serves says no"
         network = _network(net, x, weights)
-        saved = x.new_empty(library.fluvial_mlp_saved(byref(network), len(x)))
-        ctx.net = net
-        ctx.save_for_backward(x, context, saved, *weights)
-        return _forward(net, x, context, weights, saved)
+        ctx.net, ctx.memory = net, _memory(library.fluvial_mlp_saved(byref(network), len(x)))
+        ctx.save_for_backward(x, context, *weights)
+        return _forward(net, x, context, weights, ctx.memory)
 
     @staticmethod
     def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        x, context, saved, *weights = ctx.saved_tensors
+        x, context, *weights = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to have a gradient
             return (None, *_differentiable_gradients(ctx, x, context, weights, grad_out))
         library = _library()
@@ -214,10 +218,31 @@ class _Conditioner(torch.autograd.Function):
         network = _network(ctx.net, x, weights, grads)
         grad_x = torch.empty_like(x) if need_x else None
         grad_context = torch.empty_like(context) if need_context else None
+        saved, ctx.memory = ctx.memory, None
+        if saved is None:  # another pass through a graph that was kept
+            saved = _memory(library.fluvial_mlp_saved(byref(network), len(x)))
+            _forward(ctx.net, x, context, weights, saved)
         pointers = (x, context, grad_out.contiguous(), saved, grad_x, grad_context)
         _run(partial(library.fluvial_mlp_backward, byref(network)), len(x), pointers)
+        _keep(saved)
         wanted = (g if need else None for g, need in zip(grads or weights, need_weights, strict=True))
         return None, grad_x, grad_context, *wanted
+
+
+def _memory(floats: int) -> Tensor:
+    """Return memory for at least so many numbers, if there is some that a backward pass is done with."""
+    with _lock:
+        for i in reversed(range(len(_done))):
+            if _done[i].numel() >= floats:
+                return _done.pop(i)
+    return torch.empty(floats, dtype=torch.float32)
+
+
+def _keep(memory: Tensor) -> None:
+    """Keep memory for the next forward pass: fresh memory costs a page fault every 4 KiB, up to a third of training."""
+    with _lock:
+        if sum(m.numel() for m in _done) + memory.numel() <= _KEPT:
+            _done.append(memory)
 
 
 def _forward(
@@ -231,6 +256,9 @@ def _forward(
 ) -> Tensor:
     library = _library()
     assert library is not None
+    if saved is None:  # not in training: nothing will want it
+        with _lock:
+            _done.clear()
     out = x.new_empty(len(x), len(weights[-1]))
     norms = _norms(net, len(weights[0])) if net.norms else None
     network = _network(net, x, weights, norms=norms, context=context)

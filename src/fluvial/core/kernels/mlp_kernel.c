@@ -114,48 +114,38 @@ typedef struct {
     long rows, columns; /* of `out`, where it is not padded to whole blocks; 0: it is */
 } Finish;
 
-/* Vector number i of a block lies in row i / vectors; a loop of its own for each step keeps decisions out of loops. */
-#define EVERY(i, to, place, ...)                                                                                       \
-    for (int r_ = 0, i = 0; r_ < ROWS; r_++)                                                                           \
-        for (int v_ = 0; v_ < vectors; v_++, i++) {                                                                    \
-            long place = (row + r_) * f->ld + column + v_ * LANES;                                                     \
-            vector to = load(block + i * LANES);                                                                       \
-            __VA_ARGS__;                                                                                               \
+/* All of it for one vector after the other, where `kind` is a constant; the block is left for `out`. */
+INLINE void finish_kind(const Finish *finish, float *block, long row, long column, const int vectors, const int kind) {
+    const Finish f = *finish; /* a copy of one's own: stores cannot change it */
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++, block += LANES) {
+            long c = column + v * LANES, at = (row + r) * f.ld + c;
+            vector x = load(block);
+            if (f.kept) x *= slope(kind, load(f.kept + at));
+            if (f.before) store(f.before + at, x);
+            if (f.gate) x *= load(f.gate + at);
+            if (f.add) x += load(f.add + at);
+            store(block, x);
+            if (f.scale) x = x * load(f.scale + c) + load(f.shift + c);
+            if (f.active) store(f.active + at, activated(kind, x));
         }
-
-INLINE void times_slope(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
-    EVERY(i, v, at, store(block + i * LANES, v * slope(kind, load(f->kept + at))))
 }
-
-INLINE void activate(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
-    if (f->scale) {
-        EVERY(i, v, at, long c = column + v_ * LANES;
-              store(f->active + at, activated(kind, v * load(f->scale + c) + load(f->shift + c))))
-        return;
-    }
-    EVERY(i, v, at, store(f->active + at, activated(kind, v)))
-}
-
-#define OF_KIND(function)                                                                                              \
-    switch (f->kind) {                                                                                                 \
-    case RELU: function(f, block, row, column, vectors, RELU); break;                                                  \
-    case SILU: function(f, block, row, column, vectors, SILU); break;                                                  \
-    case ELU: function(f, block, row, column, vectors, ELU); break;                                                    \
-    case TANH: function(f, block, row, column, vectors, TANH); break;                                                  \
-    case SIGMOID: function(f, block, row, column, vectors, SIGMOID); break;                                            \
-    }
 
 INLINE void finish(const Finish *f, float *block, long row, long column, const int vectors) {
-    if (f->kept) OF_KIND(times_slope)
-    if (f->before) EVERY(i, v, at, store(f->before + at, v))
-    if (f->gate) EVERY(i, v, at, store(block + i * LANES, v * load(f->gate + at)))
-    if (f->add) EVERY(i, v, at, store(block + i * LANES, v + load(f->add + at)))
-    if (f->active) OF_KIND(activate)
+    if (f->kept || f->gate || f->add || f->active) switch (f->kind) {
+        case RELU: finish_kind(f, block, row, column, vectors, RELU); break;
+        case SILU: finish_kind(f, block, row, column, vectors, SILU); break;
+        case ELU: finish_kind(f, block, row, column, vectors, ELU); break;
+        case TANH: finish_kind(f, block, row, column, vectors, TANH); break;
+        case SIGMOID: finish_kind(f, block, row, column, vectors, SIGMOID); break;
+        }
     if (!f->out) return;
     float *out = f->out + row * f->ld_out + column;
     long rows = f->rows ? f->rows - row : ROWS, columns = f->rows ? f->columns - column : vectors * LANES;
     if (rows >= ROWS && columns >= vectors * LANES) {
-        EVERY(i, v, at, store(out + r_ * f->ld_out + v_ * LANES, v); (void)at)
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < vectors; v++)
+                store(out + r * f->ld_out + v * LANES, load(block + (r * vectors + v) * LANES));
         return;
     }
     columns = columns < vectors * LANES ? columns : vectors * LANES;
@@ -264,7 +254,7 @@ INLINE void sum_all(const Linear *map, const float *grad, long ldg, const float 
 /* to [rows, whole blocks][return value]: pairs of neighbours in a row; beyond the depth zeros. */
 static long pair_columns(const float *a, long lda, long rows, long depth, float *to) {
     long ld = padded(depth, 2 * LANES) / 2 + LANES;
-    for (long r = 0; r < padded(rows, ROWS); r++)
+    for (long r = 0; r < rows; r++)
         for (long p = 0; p < depth; p += 2 * LANES) {
             long left = depth - p;
             __mmask32 there = left >= 32 ? ~0u : (1u << left) - 1;
@@ -275,22 +265,22 @@ static long pair_columns(const float *a, long lda, long rows, long depth, float 
     return ld;
 }
 
-static __m512i rounded(const float *a, __mmask16 there) {
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, a)));
+/* Up to LANES numbers of one row and of another in pairs. */
+INLINE __m512i paired(const float *first, const float *second, __mmask16 there, __mmask16 there_too) {
+    const whole count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const __m512i halves = (__m512i)(count | (count + 16) << 16);
+    __m512 low = _mm512_maskz_loadu_ps(there, first), high = _mm512_maskz_loadu_ps(there_too, second);
+    return _mm512_permutexvar_epi16(halves, (__m512i)_mm512_cvtne2ps_pbh(high, low)); /* neighbours: one of each */
 }
 
-/* to [(rows + 1) / 2][return value]: pairs of one column in two rows that follow each other. */
-static long pair_rows(const float *a, long lda, long rows, long columns, float *to) {
-    long ld = leading(columns);
+/* to [(rows + 1) / 2][ld]: pairs of one column in two rows that follow each other. */
+static void pair_rows(const float *a, long lda, long rows, long columns, float *to, long ld) {
     for (long r = 0; r < rows; r += 2)
         for (long c = 0; c < columns; c += LANES) {
-            long left = columns - c;
-            __mmask16 there = (__mmask16)(left >= 16 ? 0xFFFF : (1 << left) - 1);
-            __m512i first = rounded(a + r * lda + c, there);
-            __m512i second = rounded(a + (r + 1) * lda + c, r + 1 < rows ? there : 0);
-            _mm512_storeu_si512(to + r / 2 * ld + c, _mm512_or_si512(_mm512_slli_epi32(second, 16), first));
+            __mmask16 there = (__mmask16)(columns - c >= LANES ? 0xFFFF : (1 << (columns - c)) - 1);
+            const float *from = a + r * lda + c;
+            _mm512_storeu_si512(to + r / 2 * ld + c, paired(from, from + lda, there, r + 1 < rows ? there : 0));
         }
-    return ld;
 }
 #endif
 
@@ -298,7 +288,7 @@ static long pair_rows(const float *a, long lda, long rows, long columns, float *
 static void multiply(const Packed *w, const float *a, long lda, long rows, const Finish *f, float *pairs) {
 #ifdef __AVX512BF16__
     if (pairs) {
-        lda = pair_columns(a, lda, rows, w->depth, pairs);
+        lda = pair_columns(a, lda, padded(rows, ROWS), w->depth, pairs);
         multiply_(w, pairs, lda, rows, f, 1);
         return;
     }
@@ -314,18 +304,21 @@ static void gradients(const Linear *map, const float *grad, long ldg, const floa
     long ld = padded(map->in, PAD), full = map->out / LANES * LANES;
     float *bias = sums + sum_rows(map) * ld;
     for (long o = 0; o < full; o += LANES) {
-        vector sum = load(bias + o);
-        for (long r = 0; r < rows; r++) sum += load(grad + r * ldg + o);
-        store(bias + o, sum);
+        vector sum[4] = {load(bias + o)}; /* so many that none waits for the last */
+        long r = 0;
+        for (; r + 3 < rows; r += 4)
+            for (int i = 0; i < 4; i++) sum[i] += load(grad + (r + i) * ldg + o);
+        for (; r < rows; r++) sum[0] += load(grad + r * ldg + o);
+        store(bias + o, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
     for (long o = full; o < map->out; o++)
         for (long r = 0; r < rows; r++) bias[o] += grad[r * ldg + o];
 #ifdef __AVX512BF16__
     if (bf16) {
         float *others = copy + TILE / 2 * leading(map->out);
-        ldg = pair_rows(grad, ldg, rows, map->out, copy);
-        ldi = pair_rows(input, ldi, rows, map->in, others);
-        sum_all(map, copy, ldg, others, ldi, (rows + 1) / 2, sums, ld, 1);
+        pair_rows(grad, ldg, rows, map->out, copy, leading(map->out));
+        pair_rows(input, ldi, rows, map->in, others, leading(map->in));
+        sum_all(map, copy, leading(map->out), others, leading(map->in), (rows + 1) / 2, sums, ld, 1);
         return;
     }
 #endif
@@ -369,20 +362,18 @@ INLINE float weight_at(const Linear *map, int transposed, long row, long column)
 }
 
 #ifdef __AVX512BF16__
-static uint32_t bf16_of(float x) {
-    return (uint32_t)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
-}
-
-static void pack_pairs(const Linear *map, int transposed, Packed *to, long column, long count, uint32_t *values) {
-    for (long p = 0; p < to->depth; p += 2)
-        for (long j = 0; j < PANEL; j++) {
-            uint32_t first = 0, second = 0;
-            if (j < count) {
-                first = bf16_of(weight_at(map, transposed, p, column + j));
-                second = p + 1 < to->depth ? bf16_of(weight_at(map, transposed, p + 1, column + j)) : 0;
-            }
-            values[p / 2 * PANEL + j] = second << 16 | first;
-        }
+/* A panel of pairs of rows: those of the weights as they lie, or, of a matrix yet to be turned, of its columns. */
+static void pack_pairs(const Linear *map, int transposed, const Packed *to, long column, long count, float *values) {
+    memset(values, 0, (size_t)((to->depth + 1) / 2 * PANEL) * sizeof(float));
+    if (transposed) {
+        pair_rows(map->weight + column, map->in, map->out, count, values, PANEL);
+        return;
+    }
+    float row[padded(to->depth, 2 * LANES) / 2 + LANES];
+    for (long j = 0; j < count; j++) {
+        pair_columns(map->weight + (column + j) * map->in, 0, 1, map->in, row);
+        for (long p = 0; p < (to->depth + 1) / 2; p++) memcpy(values + p * PANEL + j, row + p, sizeof *row);
+    }
 }
 #endif
 
@@ -401,7 +392,7 @@ void NAMED(pack)(const Linear *map, int transposed, int bf16, Packed *to) {
         range_of(map, transposed, column, count, to->begin + panel, to->end + panel);
 #ifdef __AVX512BF16__
         if (bf16) {
-            pack_pairs(map, transposed, to, column, count, (uint32_t *)values);
+            pack_pairs(map, transposed, to, column, count, values);
             values += (to->depth + 1) / 2 * PANEL;
             continue;
         }

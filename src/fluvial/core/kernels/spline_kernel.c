@@ -1,7 +1,8 @@
 /* The kernels of spline.c: compiled once for every instruction set.
  *
- * Elements go through in blocks: first each finds its bin (one pass over its logits), then a whole block is evaluated
- * side by side, in loops that compilers turn into vector instructions. Nothing is allocated. NaN in, NaN out.
+ * Elements go through in blocks, side by side: their logits are turned, so that a vector holds one bin of LANES elements;
+ * loops over the elements of a block are such as compilers turn into vector instructions. Nothing is allocated. NaN in,
+ * NaN out.
  */
 #include <stdint.h>
 #include <string.h>
@@ -12,10 +13,14 @@
 #define FORWARD NAMED(spline_forward)
 #define BACKWARD NAMED(spline_backward)
 
+#ifdef __AVX__
 enum { LANES = 8 };
-typedef float vector __attribute__((vector_size(32)));
-typedef int32_t whole __attribute__((vector_size(32)));
-#define COUNT ((whole){0, 1, 2, 3, 4, 5, 6, 7})
+#else
+enum { LANES = 4 };
+#endif
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+_Static_assert(BLOCK % LANES == 0, "whole vectors");
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -73,9 +78,17 @@ INLINE float clamp_(float x, float low, float high) { return x < low ? low : (x 
 
 INLINE float absolute(float x) { return x < 0 ? -x : x; }
 
-INLINE vector all(float x) { return (vector){x, x, x, x, x, x, x, x}; }
+INLINE vector all(float x) { return x - (vector){0}; }
 
-INLINE vector pick(whole where, vector a, vector b) { return (vector)((where & (whole)a) | (~where & (whole)b)); }
+INLINE vector pick(whole where, vector a, vector b) {
+#ifdef __AVX__ /* compilers make one instruction of the loop, and of that with where = a > b a maximum */
+    vector chosen;
+    for (int i = 0; i < LANES; i++) chosen[i] = where[i] ? a[i] : b[i];
+    return chosen;
+#else
+    return (vector)((where & (whole)a) | (~where & (whole)b));
+#endif
+}
 
 INLINE vector exp_vector(vector x) {
     x = pick(x < -87.0f, all(-87.0f), x);
@@ -93,112 +106,151 @@ INLINE vector exp_vector(vector x) {
     return p * (vector)scale;
 }
 
+/* Bins, padded to whole vectors. */
+INLINE int height_of(int bins) { return (bins + LANES - 1) & ~(LANES - 1); }
+
 INLINE vector load(const float *from) {
     vector v;
     memcpy(&v, from, sizeof v);
     return v;
 }
 
-INLINE float largest(vector v) {
-    vector w = SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-    v = pick(v > w, v, w);
-    w = SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-    v = pick(v > w, v, w);
-    return v[0] > v[1] ? v[0] : v[1];
+INLINE void store(float *to, vector v) { memcpy(to, &v, sizeof v); }
+
+/* Rows become columns. */
+INLINE void turn(vector v[LANES]) {
+#ifdef __AVX__
+    vector t[LANES], u[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = SHUFFLE(v[i], v[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        t[i + 1] = SHUFFLE(v[i], v[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            u[i + 2 * j] = SHUFFLE(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            u[i + 2 * j + 1] = SHUFFLE(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < LANES / 2; i++) {
+        v[i] = SHUFFLE(u[i], u[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        v[i + 4] = SHUFFLE(u[i], u[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < i; j++) {
+            float swap = v[i][j];
+            v[i][j] = v[j][i], v[j][i] = swap;
+        }
+#endif
 }
 
-INLINE float sum_of(vector v) {
-    v += SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-    v += SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-    return v[0] + v[1];
-}
-
-/* Exponentials of K logits less their largest, padded with zeros to whole vectors; returns their sum. */
-INLINE float exponentials(const float *logits, int bins, float *out) {
-    int full = bins & ~(LANES - 1);
-    vector rest = all(-1e30f), most, sum = all(0);
-    memcpy(&rest, logits + full, (size_t)(bins - full) * sizeof(float));
-    most = rest;
-    for (int j = 0; j < full; j += LANES) {
-        vector v = load(logits + j);
+/* e^(logit - the largest) of LANES elements, `apart` from each other, as [bins, whole vectors][LANES]; returns their
+ * sums. Elements from `count` on are no memory: their logits are 0. */
+INLINE vector exponentials(const float *logits, long apart, int count, int bins, float *to) {
+    for (int j = 0; j < bins; j += LANES) {
+        size_t size = (size_t)(bins - j < LANES ? bins - j : LANES) * sizeof(float);
+        vector v[LANES];
+        for (int i = 0; i < LANES; i++) {
+            v[i] = all(0);
+            if (i < count && size == sizeof v[i]) v[i] = load(logits + i * apart + j);
+            else if (i < count) memcpy(v + i, logits + i * apart + j, size);
+        }
+        turn(v);
+        for (int i = 0; i < LANES; i++) store(to + (j + i) * LANES, v[i]);
+    }
+    vector most = load(to), sum = all(0);
+    for (int j = 1; j < bins; j++) {
+        vector v = load(to + j * LANES);
         most = pick(v > most, v, most);
     }
-    float top = largest(most);
-    for (int j = 0; j < full; j += LANES) {
-        vector e = exp_vector(load(logits + j) - top);
+    for (int j = 0; j < bins; j++) {
+        vector e = exp_vector(load(to + j * LANES) - most);
         sum += e;
-        memcpy(out + j, &e, sizeof e);
+        store(to + j * LANES, e);
     }
-    if (full < bins) {
-        vector e = exp_vector(rest - top);
-        e = pick(COUNT < bins - full, e, all(0));
-        sum += e;
-        memcpy(out + full, &e, sizeof e);
-    }
-    return sum_of(sum);
+    return sum;
 }
 
-/* The sum of the first k of a padded array. */
-INLINE float sum_before(const float *values, int k) {
-    double sum = 0; /* across vectors, as locate sums: starts of bins need the digits */
-    int j = 0;
-    for (; j + LANES <= k; j += LANES) sum += sum_of(load(values + j));
-    return (float)(sum + sum_of(pick(COUNT < k - j, load(values + j), all(0))));
-}
-
-/* The first bin whose right end lies beyond the position (the last bin at most), and the sum of those before it. */
-INLINE int locate(const float *values, int bins, float share, float even, float position, float *sum) {
-    double cumulated = 0;
-    for (int k = 0; k < bins; k += LANES) {
-        vector v = load(values + k), zero = all(0);
-        v += SHUFFLE(v, zero, 8, 0, 1, 2, 3, 4, 5, 6);
-        v += SHUFFLE(v, zero, 8, 8, 0, 1, 2, 3, 4, 5);
-        v += SHUFFLE(v, zero, 8, 8, 8, 8, 0, 1, 2, 3);
-        vector number = __builtin_convertvector(COUNT + (k + 1), vector);
-        whole passed = (position >= share * ((float)cumulated + v) + even * number) & (COUNT + k < bins - 1);
-        int n = 0;
-        for (int l = 0; l < LANES; l++) n -= passed[l];
-        if (n < LANES) {
-            float ends[LANES + 1] = {0};
-            memcpy(ends + 1, &v, sizeof v);
-            *sum = (float)(cumulated + ends[n]);
-            return k + n;
-        }
-        cumulated += v[LANES - 1];
+/* The bin of each of LANES elements: the first whose right end lies beyond the position (the last at most), what it holds,
+ * and the sum of those before it. */
+INLINE whole locate(const float *e, int bins, vector share, float even, vector position, vector *chosen, vector *before) {
+    whole index = {0};
+    vector sum = all(0), here = load(e);
+    *chosen = here, *before = sum;
+    for (int j = 0; j < bins - 1; j++) {
+        vector next = load(e + (j + 1) * LANES);
+        sum += here;
+        whole passed = position >= share * sum + even * (float)(j + 1);
+        index -= passed;
+        *before = pick(passed, sum, *before);
+        *chosen = pick(passed, next, *chosen);
+        here = next;
     }
-    *sum = (float)cumulated; /* never reached: the last bin is never passed */
-    return bins - 1;
+    return index;
 }
 
-/* The bin of every element of a block: found along `axis` (0: widths, 1: heights), described along both. What the
- * softmax sums stays in `shares`, `stride` apart for each element, and one over its sum in `total`. */
+/* What the bins `index` hold, and the sums of those before them. */
+INLINE void look_up(const float *e, int bins, whole index, vector *chosen, vector *before) {
+    *chosen = *before = all(0);
+    for (int j = 0; j < bins; j++) {
+        vector here = load(e + j * LANES);
+        *before += pick(index > j, here, all(0));
+        *chosen = pick(index == j, here, *chosen);
+    }
+}
+
+/* The bin of every element of a block: found along `axis` (0: widths, 1: heights), described along both. The
+ * exponentials of the softmax stay in `shares`, those of each LANES elements `stride` apart, widths before heights, and
+ * one over their sums in `total`. */
 INLINE void find(int count, int bins, float bound, float floor_, int axis, const float *x, const float *parameters,
-                 float *shares, int stride, int padded, float *total, Bins *b) {
+                 float *shares, int stride, float total[2][BLOCK], Bins *b) {
     float keep = 1 - floor_, even = floor_ / (float)bins;
-    for (int i = 0; i < count; i++) {
-        const float *p = parameters + (long)i * (3 * bins + 1);
-        float *e[2] = {shares + (long)i * stride, shares + (long)i * stride + padded};
-        float scale[2];
-        for (int a = 0; a < 2; a++) scale[a] = total[2 * i + a] = 1 / exponentials(p + a * bins, bins, e[a]);
-        float position = (x[i] + bound) / (2 * bound), cumulated;
-        int k = locate(e[axis], bins, keep * scale[axis], even, position, &cumulated);
-        b->index[i] = k;
-        b->before[axis][i] = cumulated * scale[axis];
-        b->before[1 - axis][i] = sum_before(e[1 - axis], k) * scale[1 - axis];
-        for (int a = 0; a < 2; a++) b->chosen[a][i] = e[a][k] * scale[a];
-        b->raw0[i] = p[2 * bins + k];
-        b->raw1[i] = p[2 * bins + k + 1];
+    long apart = 3 * bins + 1;
+    for (int i = 0; i < BLOCK; i += LANES) {
+        float *e[2] = {shares + i / LANES * stride, shares + i / LANES * stride + height_of(bins) * LANES};
+        vector scale[2], chosen[2], before[2];
+        for (int a = 0; a < 2; a++) {
+            scale[a] = 1 / exponentials(parameters + i * apart + a * bins, apart, count - i, bins, e[a]);
+            store(total[a] + i, scale[a]);
+        }
+        vector position = (load(x + i) + bound) / (2 * bound);
+        whole index = locate(e[axis], bins, keep * scale[axis], even, position, chosen + axis, before + axis);
+        look_up(e[1 - axis], bins, index, chosen + 1 - axis, before + 1 - axis);
+        memcpy(b->index + i, &index, sizeof index);
+        for (int a = 0; a < 2; a++) {
+            store(b->chosen[a] + i, chosen[a] * scale[a]);
+            store(b->before[a] + i, before[a] * scale[a]);
+        }
     }
-    for (int i = count; i < BLOCK; i++) { /* a last, smaller block: its other places hold any sound bin */
-        b->index[i] = 0;
-        b->raw0[i] = b->raw1[i] = 0;
-        for (int a = 0; a < 2; a++) b->before[a][i] = 0, b->chosen[a][i] = 1 / (float)bins;
+    for (int i = 0; i < BLOCK; i++) {
+        const float *raw = parameters + i * apart + 2 * bins + b->index[i];
+        b->raw0[i] = i < count ? raw[0] : 0;
+        b->raw1[i] = i < count ? raw[1] : 0;
     }
     for (int i = 0; i < BLOCK; i++) {
         b->width[i] = 2 * bound * (even + keep * b->chosen[0][i]);
         b->height[i] = 2 * bound * (even + keep * b->chosen[1][i]);
         b->left[i] = 2 * bound * (even * (float)b->index[i] + keep * b->before[0][i]) - bound;
         b->bottom[i] = 2 * bound * (even * (float)b->index[i] + keep * b->before[1][i]) - bound;
+    }
+}
+
+/* The backward pass of the softmax of LANES elements: the bins before the chosen one move its start. */
+INLINE void to_logits(const float *e, int bins, whole index, vector chosen, vector before, vector total, vector grad_size,
+                      vector grad_start, float *out, long apart, int count) {
+    vector mean = grad_start * before + grad_size * chosen;
+    vector earlier = (grad_start - mean) * total, later = -mean * total, own = chosen * grad_size;
+    for (int j = 0; j < bins; j += LANES) {
+        size_t size = (size_t)(bins - j < LANES ? bins - j : LANES) * sizeof(float);
+        vector v[LANES];
+        for (int i = 0; i < LANES; i++) {
+            vector here = load(e + (j + i) * LANES) * pick(index > j + i, earlier, later);
+            v[i] = here + pick(index == j + i, own, all(0));
+        }
+        turn(v);
+        for (int i = 0; i < LANES && i < count; i++) {
+            if (size == sizeof v[i]) store(out + i * apart + j, v[i]);
+            else memcpy(out + i * apart + j, v + i, size);
+        }
     }
 }
 
@@ -221,15 +273,14 @@ INLINE float solve(float r, float d0, float bend) {
 INLINE float slope_of(float raw, float limit) { return exp_(raw * limit / (limit + absolute(raw))); }
 
 void FORWARD(const Job *job, long from, long to) {
-    float shares[2 * (MOST_BINS + LANES)], total[2 * BLOCK], x[BLOCK] = {0}, value[BLOCK], log_slope[BLOCK];
-    int bins = job->bins, inverse = job->inverse, padded = (bins & ~(LANES - 1)) + LANES;
+    float shares[2 * MOST_BINS * LANES], total[2][BLOCK], x[BLOCK] = {0}, value[BLOCK], log_slope[BLOCK];
+    int bins = job->bins, inverse = job->inverse;
     float bound = job->bound, limit = job->limit;
     Bins b;
     for (long start = from; start < to; start += BLOCK) {
         int count = to - start < BLOCK ? (int)(to - start) : BLOCK;
         memcpy(x, job->x + start, (size_t)count * sizeof(float));
-        find(count, bins, bound, job->floor_, inverse, x, job->parameters + start * (3 * bins + 1), shares, 0, padded,
-             total, &b);
+        find(count, bins, bound, job->floor_, inverse, x, job->parameters + start * (3 * bins + 1), shares, 0, total, &b);
         for (int i = 0; i < BLOCK; i++) {
             float mean = b.height[i] / b.width[i];
             float s0 = slope_of(b.raw0[i], limit), s1 = slope_of(b.raw1[i], limit);
@@ -292,34 +343,33 @@ INLINE void local_gradients(const Job *job, const float *x, const float *grad_va
 }
 
 void BACKWARD(const Job *job, long from, long to) {
-    float shares[BLOCK * 2 * (MOST_BINS + LANES)], total[2 * BLOCK], x[BLOCK] = {0}, gv[BLOCK] = {0}, gl[BLOCK] = {0};
+    float shares[BLOCK * 2 * MOST_BINS], total[2][BLOCK], x[BLOCK] = {0}, gv[BLOCK] = {0}, gl[BLOCK] = {0};
     float grad_x[BLOCK], grad_size[2][BLOCK], grad_start[2][BLOCK], grad_raw[2][BLOCK];
-    int bins = job->bins, padded = (bins & ~(LANES - 1)) + LANES, stride = 2 * padded;
+    int bins = job->bins, height = height_of(bins) * LANES;
+    long apart = 3 * bins + 1;
     Bins b;
     for (long start = from; start < to; start += BLOCK) {
         int count = to - start < BLOCK ? (int)(to - start) : BLOCK;
+        float *out = job->grad_parameters + start * apart;
         memcpy(x, job->x + start, (size_t)count * sizeof(float));
         memcpy(gv, job->grad_value + start, (size_t)count * sizeof(float));
         memcpy(gl, job->grad_log + start, (size_t)count * sizeof(float));
-        find(count, bins, job->bound, job->floor_, 0, x, job->parameters + start * (3 * bins + 1), shares, stride, padded,
-             total, &b);
+        find(count, bins, job->bound, job->floor_, 0, x, job->parameters + start * apart, shares, 2 * height, total, &b);
         local_gradients(job, x, gv, gl, &b, grad_x, grad_size, grad_start, grad_raw);
         memcpy(job->grad_x + start, grad_x, (size_t)count * sizeof(float));
+        for (int i = 0; i < count; i += LANES) {
+            whole index;
+            memcpy(&index, b.index + i, sizeof index);
+            for (int a = 0; a < 2; a++)
+                to_logits(shares + (2 * i / LANES + a) * height, bins, index, load(b.chosen[a] + i), load(b.before[a] + i),
+                          load(total[a] + i), load(grad_size[a] + i), load(grad_start[a] + i),
+                          out + i * apart + a * bins, apart, count - i);
+        }
         for (int i = 0; i < count; i++) {
-            float *out = job->grad_parameters + (start + i) * (3 * bins + 1);
-            int k = b.index[i];
-            for (int a = 0; a < 2; a++) {
-                /* Backward of the softmax in one sweep: the bins before the chosen one move its start. */
-                const float *e = shares + (long)i * stride + a * padded;
-                float mean = grad_start[a][i] * b.before[a][i] + grad_size[a][i] * b.chosen[a][i];
-                float earlier = (grad_start[a][i] - mean) * total[2 * i + a], later = -mean * total[2 * i + a];
-                for (int j = 0; j < k; j++) out[a * bins + j] = e[j] * earlier;
-                for (int j = k; j < bins; j++) out[a * bins + j] = e[j] * later;
-                out[a * bins + k] += b.chosen[a][i] * grad_size[a][i];
-            }
-            memset(out + 2 * bins, 0, (size_t)(bins + 1) * sizeof(float));
-            out[2 * bins + k] = grad_raw[0][i];
-            out[2 * bins + k + 1] = grad_raw[1][i];
+            float *slopes = out + i * apart + 2 * bins;
+            memset(slopes, 0, (size_t)(bins + 1) * sizeof(float));
+            slopes[b.index[i]] = grad_raw[0][i];
+            slopes[b.index[i] + 1] = grad_raw[1][i];
         }
     }
 }
