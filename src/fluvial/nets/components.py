@@ -38,7 +38,7 @@ def pixel_noise(x: Tensor) -> Tensor:
     changes slowly from pixel to pixel leaves none.
     """
     if x.shape[1] < 3:
-        return x.std(0)
+        return x.std(0, correction=0)
     pieces = [second_differences(part).abs().median(0).values for part in _overlapping(x)]
     inner = torch.cat(pieces) / (0.6745 * math.sqrt(6))
     return torch.cat([inner[:1], inner, inner[-1:]])
@@ -57,15 +57,15 @@ def principal_components(x: Tensor, number: int, *, smooth: float) -> tuple[Tens
     Parameters
     ----------
     x : Tensor
-        ``[n, length]``, standardised; at least 2 rows.
+        ``[n, length]``, standardised.
     number : int
         Components at most.
     smooth : float
         Standard deviation of the Gaussian that the arrays are smoothed with, in pixels.
     """
-    noise, spread = pixel_noise(x), x.std(0)
+    noise, spread = pixel_noise(x), x.std(0, correction=0)
     weight = torch.where(spread > 0, 1 / noise.clamp_min(LEAST_NOISE * spread).clamp_min(1e-6), 0.0)
-    kept = min(number, len(x) - 1, x.shape[1])
+    kept = min(number, max(1, len(x) // 2), x.shape[1])
     if len(x) >= _FOLDS * 4:
         kept = max(1, int((_reproduced(x, kept, weight, smooth) > REPRODUCED).sum()))
     directions, scatter = _subspace(x, kept, weight, smooth)
@@ -99,9 +99,8 @@ def _subspace(x: Tensor, number: int, weight: Tensor, smooth: float) -> tuple[Te
         return x @ inside - mean @ inside, inside
 
     for _ in range(_ITERATIONS):
-        found, _ = scores(basis)
-        turned = x.T @ found - mean[:, None] * found.sum(0)
-        basis = torch.linalg.qr(_smoothed(weight[:, None] * turned, smooth))[0]
+        found, _ = scores(basis)  # of mean 0, so that the mean need not be taken from x
+        basis = torch.linalg.qr(_smoothed(weight[:, None] * (x.T @ found), smooth))[0]
     found, inside = scores(basis)
     _, sizes, turn = torch.linalg.svd(found, full_matrices=False)
     return (inside @ turn.T)[:, :number], sizes[:number] / math.sqrt(max(1, len(x) - 1))

@@ -124,7 +124,7 @@ class ComponentsEncoder(Encoder):
             noise = pixel_noise(values)[1:-1]
             self.weight[k] = torch.where(noise > 0, 1 / noise.clamp_min(1e-6), 0.0)
         level = torch.cat([self._log_noise(part) for part in x.split(256)])
-        self.level[:, 0], self.level[:, 1] = level.mean(0), level.std(0).clamp_min(1e-3)
+        self.level[:, 0], self.level[:, 1] = level.mean(0), level.std(0, correction=0).clamp_min(1e-3)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return features ``[n, channels * (components + 1)]`` of ``x: [n, channels, length]``."""
