@@ -356,7 +356,13 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("bench-stars"), help="where data and runs are kept"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--parts",
+        nargs="*",
+        choices=PARTS,
+        default=list(PARTS),
+        help="none: only write the page of what is kept",
+    )
     parser.add_argument("--only", nargs="+", default=[], help="heads or encoders to fit now, by name")
     parser.add_argument(
         "--study", type=Path, default=STUDY, help="the study whose head and encoder are changed"
