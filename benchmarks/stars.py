@@ -402,12 +402,15 @@ def main() -> None:
     if options.json:
         write_json(options.json, [row for p in parts for row in p["rows"]], machine=where, versions=packages)
     if options.markdown:
+        about = (__doc__ or "").strip()
         page = [
             "# Stars",
             "",
             "Made by `benchmarks/stars.py`, part by part.",
             "",
-            (__doc__ or "").strip(),
+            "```text",
+            about,
+            "```",
             "",
         ]
         page += [line for p in parts for line in (p["text"], p["made"], "")]
