@@ -14,7 +14,7 @@ from fluvial.flows.encoded import ROWS, ArrayKind, EncodedFlow, build_encoded_fl
 from fluvial.nets import ENCODERS, ArrayInput, build_encoder
 from fluvial.nets.encoders import encoder_options
 
-encoders = pytest.mark.parametrize("name", ENCODERS)
+encoders = pytest.mark.parametrize("name", [name for name in ENCODERS if name != "components"])
 encoded = pytest.mark.parametrize("name", ENCODED)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
@@ -47,6 +47,59 @@ def test_features_are_of_order_one_at_the_start(name: str) -> None:
     assert shifted.abs().max() < 100
 
 
+def lines(rows: int, seed: int, noise: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return arrays of 300 pixels, of three smooth shapes and white noise, standardised, and the sizes of the shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.arange(300.0)
+    shapes = torch.stack([torch.exp(-0.5 * ((x - centre) / 4) ** 2) for centre in (60, 150, 153)])
+    sizes = torch.randn(rows, 3, generator=generator)
+    arrays = sizes @ shapes + noise * torch.randn(rows, 300, generator=generator)
+    return arrays / arrays.std(), sizes
+
+
+def test_components_are_those_of_the_signal() -> None:
+    encoder = build_encoder("components", channels=1, length=300, components=8)
+    x, _ = lines(200, seed=0)
+    encoder.fit(x[:, None])
+    kept = (encoder.projection[0] != 0).any(-1)  # type: ignore[index]
+    assert kept.sum() == 3  # those of noise are not reproduced on held-out rows
+    new, sizes = lines(400, seed=1)
+    features = encoder(new[:, None])
+    assert features.shape == (400, 9)
+    assert features[:, 3:8].abs().max() == 0
+    scores = torch.cat([features[:, :3], torch.ones(400, 1)], 1)
+    residual = sizes - scores @ torch.linalg.lstsq(scores, sizes).solution
+    explained = 1 - residual.square().mean(0) / sizes.square().mean(0)
+    assert explained.min() > 0.8
+    # as many as there are, of the same rows: what pure noise gives scatters on its own rows alone
+    pure = torch.randn(200, 300, generator=torch.Generator().manual_seed(2))
+    encoder.fit(pure[:, None])
+    assert (encoder.projection[0] != 0).any(-1).sum() == 1  # type: ignore[index]
+
+
+def test_components_tell_how_noisy_an_array_is() -> None:
+    encoder = build_encoder("components", channels=2, length=300, components=4)
+    quiet, loud = lines(100, seed=3)[0], 3 * lines(100, seed=4)[0]
+    x = torch.cat([quiet, loud])
+    encoder.fit(torch.stack([x, x], 1))
+    features = encoder(torch.stack([x, x], 1))
+    assert features.shape == (200, 10)
+    torch.testing.assert_close(features[:, :5], features[:, 5:])
+    assert features[:100, 4].max() < features[100:, 4].min()
+    assert features.std(0).max() < 1.01
+    assert encoder(torch.zeros(1, 2, 300)).isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "length"), [(40, 1), (40, 2), (41, 3), (41, 60), (5, 60), (1, 60)])
+def test_components_of_few_and_short_arrays(rows: int, length: int) -> None:
+    encoder = build_encoder("components", channels=1, length=length, components=30)
+    x = torch.randn(rows, 1, length, generator=torch.Generator().manual_seed(0))
+    x[:, :, -1:] = 0.0 if length > 1 else x[:, :, -1:]  # a dead pixel
+    encoder.fit(x)
+    assert encoder(x).isfinite().all()
+    assert encoder(x).shape == (rows, 31)
+
+
 def test_the_spectrum_encoder_knows_where_a_line_is() -> None:
     torch.manual_seed(0)
     encoder = build_encoder("spectrum", channels=1, length=64, patch=8).eval()
@@ -69,6 +122,8 @@ def test_options_come_from_the_signature(name: str) -> None:
         ("spectrun", {}, "did you mean 'spectrum'"),
         ("spectrum", {"patches": 3}, "patches"),
         ("spectrum", {"features": 0}, "features of at least 1; got 0"),
+        ("components", {"components": 0}, "components of at least 1"),
+        ("components", {"smooth": 30.0}, "smooth from 0 to"),
         ("spectrum", {"patch": 0}, "patch of at least 1; got 0"),
         ("spectrum", {"dropout": 1.5}, "dropout"),
         ("cnn", {"kernel": 4}, "kernel to be odd; got 4"),

@@ -113,6 +113,29 @@ def test_a_fit_learns_from_the_spectrum(run: tuple[Path, Density]) -> None:
     )
 
 
+@pytest.mark.parametrize("architecture", ["spectrum", "components"])
+def test_an_ensemble_is_read_as_it_was_saved(tmp_path: Path, architecture: str) -> None:
+    write(tmp_path)
+    said = study(tmp_path, training={"ensemble": 2}) | {"encoder": {"architecture": architecture}}
+    density = fluvial.fit(said, runs=tmp_path / "runs", check=False)
+    assert density.folder is not None
+    test = rows_of(tmp_path).part("test")
+    np.testing.assert_allclose(fluvial.load(density.folder).log_prob(test), density.log_prob(test), rtol=1e-5)
+
+
+def test_components_come_from_the_training_rows(tmp_path: Path) -> None:
+    write(tmp_path)
+    said = study(tmp_path, training={"epochs": 25}) | {
+        "encoder": {"architecture": "components", "components": 6}
+    }
+    density = fluvial.fit(said, runs=tmp_path / "runs", check=False)
+    assert isinstance(density.flow, EncodedFlow)
+    assert density.flow.encoders[0].offset.abs().max() > 0  # type: ignore[union-attr, operator]  # fitted
+    test = rows_of(tmp_path).part("test")
+    predicted = density.given(test).sample(200, seed=1)["fe_h"].mean(-1)
+    assert np.corrcoef(predicted, test["fe_h"])[0, 1] > 0.8
+
+
 def test_record_checks_and_report(tmp_path: Path) -> None:
     write(tmp_path)
     alone = {"targets": ["fe_h"], "context": ["spectra"]}

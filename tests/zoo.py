@@ -272,6 +272,7 @@ ENCODED: dict[str, dict] = {
         "lengths": (40, 100), "masked": True,
         "encoder": {"architecture": "spectrum", "features": 4, "patch": 16, "width": 8},
     },
+    "components": {"lengths": (40, 40), "clip": 0.2, "encoder": {"architecture": "components", "components": 3}},
     "cnn": {"lengths": (64,), "encoder": {"architecture": "cnn", "features": 6, "width": 4, "hidden": 8}},
     "tiny-cnn": {"lengths": (64,), "encoder": {"architecture": "tiny-cnn", "features": 6, "width": 4, "hidden": 8}},
     "trunk": {

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fluvial.flows.amortized import unexpanded
+from fluvial.flows.ensemble import EnsembleFlow
 from fluvial.flows.featured import FeaturedFlow
 from fluvial.flows.flow import AbstractFlow
 from fluvial.flows.mixed import build_mixed_flow
@@ -144,12 +146,19 @@ def build_encoded_flow(
     context: int,
     arrays: Sequence[ArrayKind] = (),
     encoder: Mapping[str, Any] | None = None,
+    members: int = 1,
     **options: Any,
 ) -> AbstractFlow:
     """Build a flow over mixed columns (see :func:`fluvial.flows.build_mixed_flow`) whose context may hold arrays.
 
-    ``context`` is the number of scalar columns; ``arrays`` and ``encoder`` are explained at :func:`with_encoder`.
+    ``context`` is the number of scalar columns; ``arrays`` and ``encoder`` are explained at :func:`with_encoder`. Each of
+    several ``members`` has encoders of its own.
     """
+    if members > 1:
+        same = partial(
+            build_encoded_flow, architecture, context=context, arrays=arrays, encoder=encoder, **options
+        )
+        return EnsembleFlow([same() for _ in range(members)])
     return with_encoder(
         lambda columns: build_mixed_flow(architecture, context=columns, **options),
         scalars=context,

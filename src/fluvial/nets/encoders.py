@@ -3,12 +3,14 @@ r"""Encoders: networks that compress an array-valued context, such as a spectrum
 An encoder sees ``x: [n, channels, length]``, standardised (a channel is an array column: flux, its errors), and gives
 ``[n, features]``. It runs once per context, never once per draw; whatever flow stands behind it sees the features alone.
 
-============ ======================================================================================================
-``spectrum`` patches of pixels to a few channels by one product, a hidden layer that knows its place, and a read-out
-             that keeps positions: which line it is matters more than that there is one
-``cnn``      six convolutions over all pixels, each with a rectifier and max-pooling, then two dense layers
-``tiny-cnn`` three convolutions and an average over sixteen regions, then two dense layers
-============ ======================================================================================================
+============== ======================================================================================================
+``components`` principal components of the pixels, weighted by their noise, and how noisy the array is: fitted once to
+               the training rows, with nothing left to train; what a few thousand spectra can tell apart and no more
+``spectrum``   patches of pixels to a few channels by one product, a hidden layer that knows its place, and a read-out
+               that keeps positions: which line it is matters more than that there is one
+``cnn``        six convolutions over all pixels, each with a rectifier and max-pooling, then two dense layers
+``tiny-cnn``   three convolutions and an average over sixteen regions, then two dense layers
+============== ======================================================================================================
 
 The last two are the plain networks that are commonly trained on GALAH's spectra, here for comparison.
 """
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from fluvial.errors import StudyError, nearest
+from fluvial.nets.components import pixel_noise, principal_components, second_differences
 
 #: What is used for an array column when a study names no encoder.
 DEFAULT = "spectrum"
@@ -42,6 +45,9 @@ class Encoder(nn.Module):
     features : int
         What is left of them.
     """
+
+    #: Whether :meth:`fit` takes anything from the training arrays.
+    fitted = False
 
     def __init__(self, channels: int, length: int, features: int):
         super().__init__()
@@ -62,6 +68,76 @@ class Encoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Return the features; what a subclass defines."""
         raise NotImplementedError
+
+    def fit(self, x: Tensor) -> None:
+        """Take from training arrays ``[n, channels, length]``, standardised, what is not trained: most take nothing."""
+
+
+class ComponentsEncoder(Encoder):
+    r"""Principal components of noise-weighted, smoothed pixels, and the logarithm of the noise; nothing to train.
+
+    .. math:: f = P x - o, \qquad f_{K + 1} = \tfrac12 \log \overline{(\Delta^2 x / \sigma)^2}
+
+    for every channel, with the projection P of :func:`fluvial.nets.components.principal_components` and the second
+    differences of neighbouring pixels in units of their noise: a noisy spectrum is one whose labels are known less well.
+    A network behind it can learn by heart no more than these few numbers of each spectrum, which is what keeps a
+    density that was trained on a few thousand (or hundred) of them from being overconfident.
+
+    Parameters
+    ----------
+    channels, length : int
+        See :class:`Encoder`.
+    components : int
+        Of every channel, at most; those that are not reproduced on held-out rows are zero.
+    smooth : float
+        Standard deviation of the Gaussian that smooths the arrays, in pixels: about half the width of the narrowest
+        feature; 0 where neighbours have nothing to do with one another.
+    """
+
+    fitted = True
+    projection: Tensor
+    offset: Tensor
+    weight: Tensor
+    level: Tensor
+
+    def __init__(self, channels: int, length: int, *, components: int = 24, smooth: float = 2.0):
+        if components < 1 or not 0 <= smooth <= length / 6 + 2:
+            raise ValueError(
+                f"Expected components of at least 1 and smooth from 0 to a sixth of the length; got {components} and "
+                f"{smooth}."
+            )
+        super().__init__(channels, length, channels * (components + 1))
+        self.components, self.smooth = components, float(smooth)
+        # Until it is fitted: random projections, of order one.
+        self.register_buffer("projection", torch.randn(channels, components, length) / math.sqrt(length))
+        self.register_buffer("offset", torch.zeros(channels, components))
+        self.register_buffer("weight", torch.ones(channels, max(0, length - 2)))
+        self.register_buffer("level", torch.tensor([[0.0, 1.0]]).repeat(channels, 1))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Fit the components, and the usual level of noise, to arrays ``[n, channels, length]``."""
+        for k, values in enumerate(x.unbind(1)):
+            self.projection[k], self.offset[k] = principal_components(
+                values, self.components, smooth=self.smooth
+            )
+            noise = pixel_noise(values)[1:-1]
+            self.weight[k] = torch.where(noise > 0, 1 / noise.clamp_min(1e-6), 0.0)
+        level = torch.cat([self._log_noise(part) for part in x.split(256)])
+        self.level[:, 0], self.level[:, 1] = level.mean(0), level.std(0, correction=0).clamp_min(1e-3)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return features ``[n, channels * (components + 1)]`` of ``x: [n, channels, length]``."""
+        with torch.autocast(x.device.type, enabled=False):
+            scores = torch.einsum("ncl,ckl->nck", x, self.projection) - self.offset
+            noise = (self._log_noise(x) - self.level[:, 0]) / self.level[:, 1]
+        return torch.cat([scores, noise[..., None]], -1).flatten(1)
+
+    def _log_noise(self, x: Tensor) -> Tensor:
+        """Return half the logarithm of the mean square of second differences in units of noise, ``[n, channels]``."""
+        if self.length < 3:
+            return x.new_zeros(x.shape[:-1])
+        return 0.5 * (second_differences(x) * self.weight).square().mean(-1).clamp_min(1e-6).log()
 
 
 class SpectrumEncoder(Encoder):
@@ -231,7 +307,12 @@ def _rectified(layer: nn.Conv1d | nn.Linear) -> nn.Module:
     return layer
 
 
-ENCODERS: dict[str, type[Encoder]] = {"spectrum": SpectrumEncoder, "cnn": CNN, "tiny-cnn": TinyCNN}
+ENCODERS: dict[str, type[Encoder]] = {
+    "components": ComponentsEncoder,
+    "spectrum": SpectrumEncoder,
+    "cnn": CNN,
+    "tiny-cnn": TinyCNN,
+}
 
 
 def find_encoder(name: str) -> type[Encoder]:

@@ -17,6 +17,7 @@ from fluvial.data.split import hashed_pair
 from fluvial.density import Density
 from fluvial.errors import DataError, StudyError
 from fluvial.flows.encoded import EncodedFlow
+from fluvial.nets.encoders import Encoder
 from fluvial.nets.inputs import ArrayInput
 from fluvial.study import Study
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 CHUNK, FITTED_ROWS = 1024, 2000
 #: Pixels that are standardised at once; values further out than so many standard deviations do not count.
 PIXELS, OUTLIER = 512, 5.0
+#: Numbers that an encoder is fitted to, at most: half a gigabyte.
+ENCODED_NUMBERS = 2**27
 #: Where the record says that an array column was.
 MAPPED, IN_MEMORY = "memory-mapped", "in memory"
 
@@ -180,8 +183,29 @@ def fit_inputs(density: Density, rows: Rows) -> None:
     arrays = [torch.from_numpy(taken[c.name]) for c in density.schema.arrays]
     with torch.no_grad():
         distances = density.flow.distances(arrays)
+    _fit_encoders(density.flow, density.schema, rows)
     for column, of in zip(density.schema.arrays, distances, strict=True):
         density.array_range[column.name] = (float(of.min()), float(of.max()))
+
+
+def _fit_encoders(flow: EncodedFlow, schema: Schema, rows: Rows) -> None:
+    """Fit what encoders take from the training rows before they train, if they take anything."""
+    assert rows.arrays is not None
+    train = rows.split.train
+    for members, encoder in zip(flow.members, flow.encoders, strict=True):
+        assert isinstance(encoder, Encoder)
+        if not encoder.fitted:
+            continue
+        number = min(len(train), max(1, ENCODED_NUMBERS // (encoder.length * encoder.channels)))
+        chosen = train[np.linspace(0, len(train) - 1, number).round().astype(int)]
+        x = torch.empty(number, encoder.channels, encoder.length)
+        for start in range(0, number, CHUNK):
+            part = slice(start, start + CHUNK)
+            taken = rows.arrays.take(chosen[part])
+            for channel, i in enumerate(members):
+                with torch.no_grad():
+                    x[part, channel] = flow.inputs[i](torch.from_numpy(taken[schema.arrays[i].name]))
+        encoder.fit(x)
 
 
 def _fit(module: ArrayInput, column: Column, values: np.ndarray) -> None:

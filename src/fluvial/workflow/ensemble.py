@@ -214,6 +214,8 @@ def _together(members: Sequence[Density]) -> Density:
         architecture=first.architecture,
         options=first.options,
         context_range=first.context_range,
+        encoder=first.encoder,
+        array_range=first.array_range,
     )
 
 
