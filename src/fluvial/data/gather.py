@@ -56,7 +56,7 @@ class Pool:
 
 
 def _new(size: int) -> np.ndarray:
-    """Return new memory; where it is large, whole huge pages of the system (numpy asks for them, but not for their edge)."""
+    """Return new memory; where it is large, whole huge pages (numpy asks the system for them, wherever it begins)."""
     if size < HUGE:
         return np.empty(size, dtype=np.uint8)
     block = np.empty(size + HUGE, dtype=np.uint8)

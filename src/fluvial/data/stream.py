@@ -167,7 +167,7 @@ class StreamedBatches:
 
     Each window's order is a function of (seed, epoch, window), so that an epoch can be taken up anywhere at
     the price of at most one window. Threads read windows and prepare pieces of them ahead. Memory holds at most
-    four windows.
+    four windows and a few pieces.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ class StreamedBatches:
         generator = torch.Generator().manual_seed(seed)
         # Which window each block of a stretch goes to; in the last stretch, which may be short, to some of them.
         window_of = torch.rand(math.ceil(self._blocks / self._windows), self._windows, generator=generator)
-        window_of = window_of.argsort(dim=1).flatten()[: self._blocks]
+        window_of = window_of.argsort(dim=1, stable=True).flatten()[: self._blocks]
         counts = window_of.bincount(minlength=self._windows).tolist()
         place = 0
         # Blocks in the order of the file: rows are shuffled anyway.
