@@ -142,8 +142,8 @@ BLOCK_BYTES, WINDOW_BYTES = 2**15, 2**23
 #: About how many rows are handed to ``prepare`` at once: enough that calls cost nothing, few enough to stay in the
 #: caches until they are used.
 PIECE_ROWS = 16_384
-#: Threads that read and prepare, windows read ahead, and pieces prepared ahead.
-THREADS, WINDOWS_AHEAD, PIECES_AHEAD = 2, 2, 4
+#: Windows read and prepared ahead, each by a thread of its own.
+AHEAD = 2
 
 Prepare = Callable[[np.ndarray], tuple[Tensor, Tensor]] | AffineGather
 
@@ -166,8 +166,7 @@ class StreamedBatches:
     there, :math:`\sigma^2` for a sorted file.)
 
     Each window's order is a function of (seed, epoch, window), so that an epoch can be taken up anywhere at
-    the price of at most one window. Threads read windows and prepare pieces of them ahead. Memory holds at most
-    four windows and a few pieces.
+    the price of at most one window. Threads read and prepare windows ahead. Memory holds at most five windows.
 
     Parameters
     ----------
@@ -247,30 +246,23 @@ class StreamedBatches:
     def _pieces(self, k: int, skipped: int) -> Generator[tuple[Tensor, Tensor]]:
         """Yield this process' rows after the first ``skipped`` of all, prepared, in order, in pieces."""
         plan = self._plan(k, skipped)
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="fluvial-read") as pool:
-            read: deque[Future[tuple[np.ndarray, list[np.ndarray]]]] = deque()
-            prepared: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        with ThreadPoolExecutor(AHEAD, thread_name_prefix="fluvial-read") as pool:
+            under_way: deque[Future[list[tuple[Tensor, Tensor]]]] = deque()
 
-            def read_on(windows: int) -> None:
-                read.extend(pool.submit(self._load, *window) for window in itertools.islice(plan, windows))
+            def go_on(windows: int) -> None:
+                under_way.extend(
+                    pool.submit(self._load, *window) for window in itertools.islice(plan, windows)
+                )
 
             try:
-                read_on(WINDOWS_AHEAD)
-                while read:
-                    records, orders = read.popleft().result()
-                    read_on(1)
-                    for order in orders:
-                        prepared.append(pool.submit(self._prepared, records, order))
-                        if len(prepared) > PIECES_AHEAD:
-                            yield self._put(prepared.popleft())
-                while prepared:
-                    yield self._put(prepared.popleft())
+                go_on(AHEAD)
+                while under_way:
+                    loaded = under_way.popleft().result()
+                    go_on(1)
+                    for x, c in loaded:
+                        yield x.to(self._device), c.to(self._device)
             finally:
                 pool.shutdown(cancel_futures=True)
-
-    def _put(self, piece: Future[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        x, c = piece.result()
-        return x.to(self._device), c.to(self._device)
 
     def _plan(self, k: int, skipped: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
         """Yield (blocks, seed, place of its first row in the epoch, rows to leave out) of each window."""
@@ -291,10 +283,8 @@ class StreamedBatches:
                 yield chosen, hashed_pair(seed, number), place, max(0, skipped - place)
             place += size
 
-    def _load(
-        self, blocks: np.ndarray, seed: int, place: int, skip: int
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Read a window, and return its records and the order of this process' rows, in pieces."""
+    def _load(self, blocks: np.ndarray, seed: int, place: int, skip: int) -> list[tuple[Tensor, Tensor]]:
+        """Read a window, and return this process' rows in their order, prepared, in pieces."""
         records = self._read(blocks)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(records), generator=generator, dtype=torch.int32).numpy()[skip:]
@@ -302,7 +292,8 @@ class StreamedBatches:
         # Alone, pieces end where batches do, and few batches have to be put together.
         first = -(place + skip) % self._batch_size
         step = max(1, PIECE_ROWS // self._batch_size) * self._batch_size
-        return records, [p for p in np.split(order, range(first, len(order), step)) if len(p)]
+        cuts = np.split(order, range(first, len(order), step))
+        return [self._prepared(records, cut) for cut in cuts if len(cut)]
 
     def _prepared(self, records: np.ndarray, order: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return chosen rows of a window, prepared."""
