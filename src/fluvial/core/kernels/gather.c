@@ -64,7 +64,7 @@ static void advise(int file, long n, const int64_t *firsts, const int64_t *lasts
 
 /* Stretches of a file, one after the other, into one buffer: the bytes read, fewer where the file ends; −errno if that fails.
    What the system holds in memory is copied; from the first stretch that it does not, it is told of all the others,
-   so that it fetches many at once. (To tell it of a stretch that it holds would take half as long as to copy it.) */
+   so that it fetches many at once. */
 long fluvial_read(int file, long n, const int64_t *firsts, const int64_t *lasts, char *out) {
     long done = 0;
 #ifdef RWF_NOWAIT
