@@ -10,7 +10,8 @@ Parquet file; batches of 2,048 rows. The contenders, each in a process of its ow
   with shuffling, with no worker and with two;
 * torch's ``TensorDataset`` in memory under a ``DataLoader``.
 
-Beside them: the rates at which this machine reads the same file from its beginning to its end, and copies memory.
+Beside them: the rates at which this machine reads the same file from its beginning to its end (by one thread and by
+two), and copies memory.
 Files are read beforehand, so that they are in the system's cache, except where it says *cold*: there the file was
 dropped from the cache. Needs h5py; and three times the table's size on disk, twelve with the larger table.
 """
@@ -20,13 +21,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import mmap
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,37 +136,50 @@ def streamed(folder: Path, times: int, *, standardised: bool) -> tuple[Loop, Pat
     return epochs(batches.epoch), path
 
 
-def sequential(folder: Path, times: int) -> tuple[Loop, Path]:
-    """Return blocks of 1 MiB of the packed file, from its beginning to its end."""
+def sequential(folder: Path, times: int, *, threads: int = 1) -> tuple[Loop, Path]:
+    """Return the bytes read, by each thread into one block of 1 MiB, of the packed file from its beginning to its end."""
     path = read(folder, "HDF5", times).packed.path("train")
-    block = memoryview(bytearray(2**20))
+    size = path.stat().st_size
+    kept = threading.local()
 
-    def blocks(_: int) -> Iterator[memoryview]:
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(block):
-                yield block[:size]
+    def some(first: int) -> int:
+        if not hasattr(kept, "block"):
+            # On a page of its own: a block that begins 16 bytes into one, as memory for Python's bytes may, is
+            # read into half as fast.
+            kept.block, kept.file = memoryview(mmap.mmap(-1, 2**20)), path.open("rb", buffering=0)
+        kept.file.seek(first)
+        return sum(kept.file.readinto(kept.block) for _ in range(first, min(first + 2**24, size), 2**20))
 
-    return epochs(blocks), path
+    def sizes(_: int) -> Iterator[int]:
+        if threads == 1:
+            yield from map(some, range(0, size, 2**24))
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(some, range(0, size, 2**24))
+
+    return epochs(sizes), path
 
 
-def memory_copy(folder: Path, times: int) -> tuple[Loop, None]:
-    """Return copies of 1 MiB of memory, of a table of 620 MB."""
+def memory_copy(folder: Path, times: int, *, to_memory: bool) -> tuple[Loop, None]:
+    """Return the bytes copied of a table of 620 MB: to another such, or to one MiB, which stays in the caches."""
     del folder, times
     table = np.zeros(620_000_000 // 2**20 * 2**20, dtype=np.uint8).reshape(-1, 2**20)
     table += 1
-    block = np.empty(2**20, dtype=np.uint8)
+    copy = np.ones_like(table) if to_memory else [np.empty(2**20, dtype=np.uint8)] * len(table)
 
-    def copies(_: int) -> Iterator[memoryview]:
-        for part in table:
-            np.copyto(block, part)
-            yield block.data
+    def copies(_: int) -> Iterator[int]:
+        for part, where in zip(table, copy, strict=True):
+            np.copyto(where, part)
+            yield part.size
 
     return epochs(copies), None
 
 
 CONTENDERS: dict[str, Callable[[Path, int], tuple[Loop, Path | None]]] = {
-    "copying memory": memory_copy,
+    "copying memory to memory": lambda f, t: memory_copy(f, t, to_memory=True),
+    "copying memory to the caches": lambda f, t: memory_copy(f, t, to_memory=False),
     "reading the file, in order": sequential,
+    "reading the file, in order, two threads": lambda f, t: sequential(f, t, threads=2),
     "reading the file, in order, cold": sequential,
     "fluvial, from disk": lambda f, t: streamed(f, t, standardised=False),
     "fluvial, from disk, cold": lambda f, t: streamed(f, t, standardised=False),
@@ -172,8 +189,12 @@ CONTENDERS: dict[str, Callable[[Path, int], tuple[Loop, Path | None]]] = {
     "row by row from HDF5, DataLoader": lambda f, t: row_by_row(f, t, workers=0),
     "row by row from HDF5, DataLoader with 2 workers": lambda f, t: row_by_row(f, t, workers=2),
 }
-FLOORS = [who for who in CONTENDERS if who.startswith(("copying", "reading"))]
-LARGER = ["reading the file, in order", "fluvial, from disk", "fluvial, from disk, standardised"]
+COPYING, READING, READING_COLD = (
+    "copying memory to memory",
+    "reading the file, in order",
+    "reading the file, in order, cold",
+)
+LARGER = [COPYING, READING, "fluvial, from disk", "fluvial, from disk, standardised"]
 
 
 def measure(who: str, folder: Path, times: int, seconds: float) -> dict[str, Any]:
@@ -196,8 +217,8 @@ def measure(who: str, folder: Path, times: int, seconds: float) -> dict[str, Any
     spent = 0.0
     began, cpu = time.perf_counter(), _cpu_seconds()
     for batch in batches:
-        size += len(batch) if isinstance(batch, memoryview) else ROW_BYTES * len(batch[0])
-        rows += 0 if isinstance(batch, memoryview) else len(batch[0])
+        size += batch if isinstance(batch, int) else ROW_BYTES * len(batch[0])
+        rows += 0 if isinstance(batch, int) else len(batch[0])
         spent = time.perf_counter() - began
         # A cold file is cold but once: one pass over it, or as much as the time allows.
         if spent > seconds or (cold and path is not None and size >= 0.99 * path.stat().st_size):
@@ -277,8 +298,10 @@ def page(results: dict[str, list[dict[str, Any]]], where: str, command: str) -> 
 Batches of {BATCH:,} rows × {COLUMNS} columns of float32, in an order that is new in every epoch. A row is
 {ROW_BYTES} bytes. *Memory* is the peak above what the process held after importing torch: fluvial's own modules (60 MiB)
 and the sample that stands for a table on disk are in it, the table where it is in memory. One thread of torch;
-fluvial reads ahead with two more. *Of reading* is the share of the rate at which this machine reads the same file
-from its beginning to its end (cold: the file was not in the system's cache). On a machine with other work to do,
+fluvial reads ahead with two more. *Of reading* is the share of the rate at which one thread reads the same file from
+its beginning to its end into a block that stays in the processor's caches, which writes nothing to memory (cold: the
+file was not in the system's cache). *Of copying* is the share of the rate at which one thread copies memory to
+memory, which is read and written. On a machine with other work to do,
 rates by the clock tell of that work too; bytes per second of processor time, of all threads and workers, tell less
 of it.
 
@@ -309,20 +332,22 @@ Made by `{command}`.
 
 def _line(one: dict[str, Any], rates: dict[str, dict[str, Any]]) -> dict[str, Any]:
     peer = rates.get("row by row from HDF5, DataLoader")
-    floor = rates.get(FLOORS[2] if one["who"].endswith("cold") else FLOORS[1])
+    floor = rates.get(READING_COLD if one["who"].endswith("cold") else READING)
+    copying = rates.get(COPYING)
     rate = one["rows_per_second"]
 
-    def share(key: str) -> str | None:
-        return f"{one[key] / floor[key]:.2f}" if floor else None
+    def share(key: str, of: dict[str, Any] | None) -> str | None:
+        return f"{one[key] / of[key]:.2f}" if of else None
 
     return {
         "who": one["who"],
         "rows/s": _digits(rate) if rate else None,
         "× row by row": f"{rate / peer['rows_per_second']:,.0f}" if rate and peer else None,
         "MB/s": _digits(one["bytes_per_second"] / 1e6),
-        "of reading": share("bytes_per_second"),
+        "of reading": share("bytes_per_second", floor),
+        "of copying": share("bytes_per_second", copying),
         "MB per CPU s": _digits(one["bytes_per_cpu_second"] / 1e6),
-        "of reading, CPU": share("bytes_per_cpu_second"),
+        "of reading, CPU": share("bytes_per_cpu_second", floor),
         "memory, MiB": round(one["memory_MiB"]),
     }
 

@@ -328,6 +328,23 @@ def test_a_shuffle_in_two_levels_is_as_good_as_it_says(tmp_path: Path) -> None:
         assert excess([(x, x) for x in bad.split(size)], rows, size) > at_least > limit
 
 
+def test_a_window_has_rows_from_all_over_a_sorted_file(tmp_path: Path) -> None:
+    """Few blocks a window, each from a stretch of its own: batches of a sorted file are as good as of a perfect shuffle.
+
+    The negative control draws as many blocks from the whole file, as if their stretches did not matter.
+    """
+    rows, size, block, blocks = 65_536, 64, 64, 32
+    found = streamed(tmp_path / "rows", rows, block=block, window=block * blocks, batch_size=size)
+    limit = 1 + 1 / blocks + 5 * (2 * size / rows) ** 0.5
+    assert max(excess(found.epoch(k), rows, size) for k in range(3)) < limit < 1.3
+
+    generator = torch.Generator().manual_seed(1)
+    ordered = torch.arange(rows, dtype=torch.float32).reshape(-1, block)
+    anywhere = ordered[torch.randperm(len(ordered), generator=generator)].reshape(-1, block * blocks)
+    shuffled = anywhere.gather(1, torch.rand(anywhere.shape, generator=generator).argsort(1)).reshape(-1, 1)
+    assert excess([(x, x) for x in shuffled.split(size)], rows, size) > 1.5 > limit
+
+
 def test_neighbours_in_a_file_do_not_stay_together(tmp_path: Path) -> None:
     """How often a row is followed by its neighbour: once in an epoch by chance, always in a block-ordered stream."""
     rows = 20_000

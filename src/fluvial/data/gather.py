@@ -18,8 +18,10 @@ from torch import Tensor
 
 from fluvial.core import native
 
-#: Blocks of one size that are kept for another time, and what sizes are multiples of.
-MOST_FREE, GRAIN = 32, 2**16
+#: Blocks of one size that are kept for another time, and the least size; sizes are powers of two.
+MOST_FREE, LEAST = 32, 2**16
+#: Bytes of a huge page: rows that lie far apart are then found without walks through the system's tables of pages.
+HUGE = 2**21
 
 
 class Pool:
@@ -40,17 +42,25 @@ class Pool:
         """Return an array of a shape, its values whatever they were."""
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
-        room = max(1, -(-size // GRAIN)) * GRAIN
+        room = max(LEAST, 1 << (size - 1).bit_length())
         free = self._free.setdefault(room, deque())
         try:
             block = free.pop()
         except IndexError:
-            block = np.empty(room, dtype=np.uint8)
+            block = _new(room)
         # Whatever is made of the array refers to it, not to the block: when it goes, the block is free.
         array = np.frombuffer(block.data, dtype=dtype, count=math.prod(shape)).reshape(shape)
         base = array.base if isinstance(array.base, np.ndarray) else array
         weakref.finalize(base, _give_back, free, block).atexit = False
         return array
+
+
+def _new(size: int) -> np.ndarray:
+    """Return new memory; where it is large, whole huge pages (numpy asks the system for them, wherever it begins)."""
+    if size < HUGE:
+        return np.empty(size, dtype=np.uint8)
+    block = np.empty(size + HUGE, dtype=np.uint8)
+    return block[-block.ctypes.data % HUGE :][:size]
 
 
 def _give_back(free: deque[np.ndarray], block: np.ndarray) -> None:

@@ -135,12 +135,14 @@ class Batches:
             yield x, c
 
 
-#: Bytes read at once from the file, and bytes of the window in which rows are shuffled: a window holds some
-#: fifteen hundred blocks from all over the file.
-BLOCK_BYTES, WINDOW_BYTES = 2**14, 3 * 2**23
-#: Rows handed to ``prepare`` at once: enough that calls cost nothing, few enough to stay in the caches.
+#: Bytes read at once from the file, and bytes of the window in which rows are shuffled: some 250 blocks from all
+#: over the file. Larger blocks are read faster, from memory as well as from a disk; a larger window no longer stays in
+#: the processor's caches between being read and being gathered.
+BLOCK_BYTES, WINDOW_BYTES = 2**15, 2**23
+#: About how many rows are handed to ``prepare`` at once: enough that calls cost nothing, few enough to stay in the
+#: caches until they are used.
 PIECE_ROWS = 16_384
-#: Windows read ahead, each by a thread of its own.
+#: Windows read and prepared ahead, each by a thread of its own.
 AHEAD = 2
 
 Prepare = Callable[[np.ndarray], tuple[Tensor, Tensor]] | AffineGather
@@ -149,12 +151,19 @@ Prepare = Callable[[np.ndarray], tuple[Tensor, Tensor]] | AffineGather
 class StreamedBatches:
     r"""Shuffled mini-batches of a file of fixed-size records, in memory that does not grow with the file.
 
-    The shuffle has two levels. The file is cut into blocks of consecutive rows, and the blocks are permuted;
-    then the rows of a *window* of many blocks are permuted, and batches are cut from window after window. A
-    file of one window is shuffled perfectly. In a longer one, rows from one block share a window: where the
-    file is sorted by a column of standard deviation :math:`\sigma`, the mean of a batch of :math:`b` rows from
-    a window of :math:`m` blocks has variance :math:`\sigma^2 (1/b + 1/m)` rather than :math:`\sigma^2 / b`.
-    Where neighbouring rows are independent, batches are as good as from a perfect shuffle.
+    The shuffle has two levels. The file is cut into blocks of consecutive rows, and every *window* gets blocks from
+    all over it: of each stretch of as many blocks as there are windows, one, in an order of that stretch's own.
+    Then the rows of a window are permuted, and batches are cut from window after window. A file of one window is
+    shuffled perfectly. In a longer one, rows from one block share a window. With windows of :math:`m` blocks, the
+    mean over a batch of :math:`b` rows of a column of standard deviation :math:`\sigma` has variance
+
+    .. math:: \sigma^2 / b + \tau^2 / m,
+
+    where :math:`\tau^2` is the mean variance of the means of blocks *within a stretch*: of a column by which the file
+    is sorted, about :math:`(\sigma / m)^2`; where neighbouring rows are independent, nothing to speak of; and never
+    more than about :math:`\sigma^2`, which it is where each block holds one value and neighbouring blocks have
+    nothing to do with each other. (Blocks drawn from the whole file would have the variance of all blocks' means
+    there, :math:`\sigma^2` for a sorted file.)
 
     Each window's order is a function of (seed, epoch, window), so that an epoch can be taken up anywhere at
     the price of at most one window. Threads read and prepare windows ahead. Memory holds at most five windows.
@@ -202,7 +211,7 @@ class StreamedBatches:
         self._device = torch.device(device)
         self._block = max(1, block_bytes // itemsize)
         self._blocks = math.ceil(rows / self._block)
-        self._per_window = max(1, window_bytes // (self._block * itemsize))
+        self._windows = math.ceil(self._blocks / max(1, window_bytes // (self._block * itemsize)))
         self._pool = Pool()
 
     @property
@@ -236,31 +245,37 @@ class StreamedBatches:
 
     def _pieces(self, k: int, skipped: int) -> Generator[tuple[Tensor, Tensor]]:
         """Yield this process' rows after the first ``skipped`` of all, prepared, in order, in pieces."""
-        windows = self._windows(k, skipped)
+        plan = self._plan(k, skipped)
         with ThreadPoolExecutor(AHEAD, thread_name_prefix="fluvial-read") as pool:
             under_way: deque[Future[list[tuple[Tensor, Tensor]]]] = deque()
+
+            def go_on(windows: int) -> None:
+                under_way.extend(
+                    pool.submit(self._load, *window) for window in itertools.islice(plan, windows)
+                )
+
             try:
-                for window in itertools.islice(windows, AHEAD):
-                    under_way.append(pool.submit(self._load, *window))
+                go_on(AHEAD)
                 while under_way:
                     loaded = under_way.popleft().result()
-                    under_way.extend(
-                        pool.submit(self._load, *window) for window in itertools.islice(windows, 1)
-                    )
+                    go_on(1)
                     for x, c in loaded:
                         yield x.to(self._device), c.to(self._device)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _windows(self, k: int, skipped: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
+    def _plan(self, k: int, skipped: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
         """Yield (blocks, seed, place of its first row in the epoch, rows to leave out) of each window."""
         seed = hashed_pair(self.seed, k)
-        blocks = torch.randperm(self._blocks, generator=torch.Generator().manual_seed(seed)).numpy()
+        generator = torch.Generator().manual_seed(seed)
+        # Which window each block of a stretch goes to; in the last stretch, which may be short, to some of them.
+        window_of = torch.rand(math.ceil(self._blocks / self._windows), self._windows, generator=generator)
+        window_of = window_of.argsort(dim=1, stable=True).flatten()[: self._blocks]
+        counts = window_of.bincount(minlength=self._windows).tolist()
         place = 0
-        for number, first in enumerate(range(0, self._blocks, self._per_window)):
-            chosen = np.sort(
-                blocks[first : first + self._per_window]
-            )  # rows are shuffled anyway: read forwards
+        # Blocks in the order of the file: rows are shuffled anyway.
+        for number, window in enumerate(window_of.argsort(stable=True).split(counts)):
+            chosen = window.numpy()
             size = len(chosen) * self._block
             if chosen[-1] == self._blocks - 1:
                 size -= self._blocks * self._block - self._rows  # the last block of the file may be short
@@ -269,12 +284,16 @@ class StreamedBatches:
             place += size
 
     def _load(self, blocks: np.ndarray, seed: int, place: int, skip: int) -> list[tuple[Tensor, Tensor]]:
-        """Read a window, and return its rows in their order, prepared, in pieces."""
+        """Read a window, and return this process' rows in their order, prepared, in pieces."""
         records = self._read(blocks)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(records), generator=generator, dtype=torch.int32).numpy()[skip:]
         order = np.ascontiguousarray(order[self._own(place + skip, len(order))])
-        return [self._prepared(records, order[i : i + PIECE_ROWS]) for i in range(0, len(order), PIECE_ROWS)]
+        # Alone, pieces end where batches do, and few batches have to be put together.
+        first = -(place + skip) % self._batch_size
+        step = max(1, PIECE_ROWS // self._batch_size) * self._batch_size
+        cuts = np.split(order, range(first, len(order), step))
+        return [self._prepared(records, cut) for cut in cuts if len(cut)]
 
     def _prepared(self, records: np.ndarray, order: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return chosen rows of a window, prepared."""
@@ -318,14 +337,16 @@ class StreamedBatches:
 def _take(
     pieces: Iterator[tuple[Tensor, Tensor]], held: deque[tuple[Tensor, Tensor]], n: int
 ) -> tuple[Tensor, Tensor]:
-    """Take the next ``n`` rows off the pieces; what is left of a piece is held for the next call."""
+    """Take the next ``n`` rows off the pieces; what is left of a piece is held for the next calls."""
     taken: list[tuple[Tensor, Tensor]] = []
+    size = n
     while n:
         x, c = held.popleft() if held else next(pieces)
-        taken.append((x[:n], c[:n]))
-        if len(x) > n:
-            held.append((x[n:], c[n:]))
-        n -= len(taken[-1][0])
+        if len(x) > n:  # a piece is many batches: all are cut at once, which takes less long
+            held.extendleft(reversed(list(zip(x[n:].split(size), c[n:].split(size), strict=True))))
+            x, c = x[:n], c[:n]
+        taken.append((x, c))
+        n -= len(x)
     if len(taken) == 1:
         return taken[0]
     return torch.cat([x for x, _ in taken]), torch.cat([c for _, c in taken])
