@@ -82,7 +82,9 @@ def spline(
         stride == 0 or size == 1
         for stride, size in zip(parameters.stride()[:-1], parameters.shape[:-1], strict=True)
     )
-    parameters = (parameters[(0,) * (parameters.dim() - 1)] if shared and x.numel() else parameters).contiguous()
+    parameters = (
+        parameters[(0,) * (parameters.dim() - 1)] if shared and x.numel() else parameters
+    ).contiguous()
     value, log_slope = torch.empty_like(x), torch.empty_like(x)
     kernel = _library().fluvial_spline_shared if shared else _library().fluvial_spline
     kernel(
