@@ -245,7 +245,7 @@ def page(rows: list[Row], where: str, command: str) -> str:
         "# The emulator of black-hole binaries\n\n<!-- Written by benchmarks/binaries.py; do not edit. -->\n\n"
         "`studies/binaries.toml`, on mergers of the built-in simulator, whose density is known, with four cells of the "
         "grid held out (work: simulated), or on a table of one's own (its name). Depth of a valley: 1 − its density over "
-        f"the mean of the peaks beside it. A peak rises by at least {PROMINENCE:.0%} of the highest one above the valleys "
+        f"the mean of the peaks beside it. A peak rises by at least {PROMINENCE:.0%} of the highest above the valleys "
         "beside it (those of the truth by 17 % and more); what rises less is a ripple of the estimate. The same MAF: ten "
         "MADE steps of two layers of 128, in each library, in a "
         f"process of its own.\n\n{markdown_table(shown)}\n\n{where}\n\nMade with `{command}`.\n"
