@@ -7,7 +7,8 @@ Then memory: the highest of a process of its own (Linux only), for more and more
 are oversampled. Last, draws a second of FlashSim's architecture (17 coupling steps of 10 residual blocks of 298 units,
 128 bins) built here and in nflows, as FlashSim has it, in turns, on 2,048 contexts at a time.
 
-``--quick`` takes about a minute. nflows is in ``requirements.txt``; without it that part says so.
+``--quick`` takes about a minute. ``--parts`` measures some of it, and keeps the rows of the other parts that the file of
+``--json`` holds. nflows is in ``requirements.txt``; without it that part says so.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ STUDIES = Path(__file__).parent.parent / "studies"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "collider.md"
 JETS, PARTICLES = 6, 30  # a mean event
 _BLOCK = 20_000
+PARTS = ("speed", "draws", "memory")
 
 
 def write_generator_level(path: Path, events: int, seed: int = 0) -> None:
@@ -121,7 +123,9 @@ def memory(runs: Path, source: Path, out: Path, oversample: int) -> dict[str, An
         "print(json.dumps({'objects': r.objects, 'seconds': r.seconds, 'MiB': peak, 'problem': r.problem}))\n"
     )
     argv = [sys.executable, "-W", "ignore", "-c", code, str(runs), str(source), str(out), str(oversample)]
-    made = subprocess.run([*argv, str(torch.get_num_threads())], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [*argv, str(torch.get_num_threads())], stdout=subprocess.PIPE, text=True, check=True
+    )
     out.unlink()
     return json.loads(made.stdout.splitlines()[-1])
 
@@ -152,9 +156,10 @@ def draws(seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Make all measurements; return the rows of the result."""
-    densities = {name: hardly_trained(name, folder) for name in ("jets", "muons")}
+def speeds(
+    options: argparse.Namespace, folder: Path, densities: dict[str, fluvial.Density]
+) -> list[dict[str, Any]]:
+    """Return objects a second, read, drawn, written and altogether."""
     source, out = folder / "gen.root", folder / "out.root"
     write_generator_level(source, options.events)
     rows: list[dict[str, Any]] = []
@@ -170,17 +175,41 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         for op, took in {**parts, "all": done.seconds}.items():
             value = done.objects / took
             rows.append({"work": work, "op": op, "who": "fluvial", "value": value, "unit": "objects/s"})
-    rows += draws(options.seconds)
+    return rows
+
+
+def memories(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Return the highest memory for more and more objects, and for many folds of few events."""
+    source, out = folder / "many.root", folder / "out.root"
+    rows = []
     for objects in options.objects:
-        many = folder / "many.root"
-        write_generator_level(many, max(objects // 8, 100), seed=1)
-        used = memory(folder / "runs", many, out, 1)
+        write_generator_level(source, max(objects // 8, 100), seed=1)
+        used = memory(folder / "runs", source, out, 1)
         rows.append(_memory_row(f"{used['objects']:,} objects", used))
-        many.unlink()
+    write_generator_level(source, options.events)
     folds = max(1, max(options.objects) // (8 * options.events))
     used = memory(folder / "runs", source, out, folds)
-    rows.append(_memory_row(f"{used['objects']:,} objects, oversampled {folds} times", used))
-    return rows
+    return [*rows, _memory_row(f"{used['objects']:,} objects, oversampled {folds} times", used)]
+
+
+def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Make the measurements asked for; return the rows of the result, with those kept of the other parts."""
+    densities = {name: hardly_trained(name, folder) for name in ("jets", "muons")}
+    work = {
+        "speed": lambda: speeds(options, folder, densities),
+        "draws": lambda: draws(options.seconds),
+        "memory": lambda: memories(options, folder),
+    }
+    kept = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
+    return [
+        row
+        for part in PARTS
+        for row in (work[part]() if part in options.parts else [k for k in kept if _part_of(k) == part])
+    ]
+
+
+def _part_of(row: dict[str, Any]) -> str:
+    return {"objects/s": "speed", "draws/s": "draws", "MiB": "memory"}[row["unit"]]
 
 
 def _memory_row(work: str, used: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +241,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="for each contender's draws (default: 60)"
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of PyTorch")
     parser.add_argument("--quick", action="store_true", help="under a minute on two quiet cores")
     parser.add_argument("--json", type=Path, help="write the results there")
@@ -223,7 +253,7 @@ def main() -> None:
     packages = versions(["fluvial", "torch", "numpy", "uproot", "awkward", "nflows"])
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
-    command = "benchmarks/collider.py" + "".join(f" {a}" for a in sys.argv[1:] if "json" not in a)
+    command = " ".join(["benchmarks/collider.py", *sys.argv[1:]])
     text = page(rows, where_and_when(host, packages), command)
     if options.json:
         write_json(options.json, rows, machine=host, versions=packages)

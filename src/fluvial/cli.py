@@ -320,6 +320,7 @@ def cache(
 ) -> None:
     """Show the packed forms of large tables, from which fits start at once; or remove them."""
     from fluvial.data import cache
+    from fluvial.report.console import table_lines
 
     folder = cache.cache_folder()
     if clear:
@@ -332,7 +333,7 @@ def cache(
         sources = ", ".join(entry.sources[:3]) + more
         rows.append([entry.folder.name, entry.made, f"{entry.rows:,}", f"{entry.bytes / 1e9:.2f}", sources])
     if rows:
-        _table(rows, ["entry", "made", "rows", "GB", "sources"])
+        _out("\n".join(table_lines(rows, ["entry", "made", "rows", "GB", "sources"])))
     _out(f"{len(rows)} packed tables, {sum(e.bytes for e in entries) / 1e9:.2f} GB, in {folder}")
 
 
@@ -424,29 +425,6 @@ def _err(text: str) -> None:
 
 
 def _show_results(results: list[CheckResult]) -> None:
-    from fluvial.report.page import measured, needs, verdict_sentence
+    from fluvial.report.console import result_lines
 
-    symbols = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
-    rows = [
-        [
-            f"{symbols[r.verdict]} {r.verdict}",
-            r.name + (f" of {r.column}" if r.column else ""),
-            measured(r.statistic, r.uncertainty),
-            f"{r.exact:g}",
-            f"{r.threshold:g}",
-            f"{r.n:,}",
-        ]
-        for r in results
-    ]
-    _table(rows, ["verdict", "check", "statistic", "exact", "allowed", "n"])
-    for r in results:
-        if r.verdict == "insufficient data":
-            _out(f"? {r.name}{f' of {r.column}' if r.column else ''}: {needs(r)}")
-    _out(verdict_sentence(results))
-
-
-def _table(rows: list[list[str]], header: list[str]) -> None:
-    """Print a table, whole whatever the width of the terminal: it may go through a pipe."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, ["─" * w for w in widths], *rows]:
-        _out("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    _out("\n".join(result_lines(results)))

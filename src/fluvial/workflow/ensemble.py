@@ -24,10 +24,12 @@ from fluvial.record import NO_END, RECORD, STUDY, UNFINISHED, RunFolder, check_n
 from fluvial.runs_table import flat_options
 from fluvial.study import Study, read_study
 from fluvial.train import Group
+from fluvial.workflow.begin import new_density, new_record
 from fluvial.workflow.data import Rows, read_rows, require_unchanged
-from fluvial.workflow.fit import Work, _finish, _new_density, _record, _recorded, fit, resume
+from fluvial.workflow.fit import fit, resume
 from fluvial.workflow.members import MEMBERS, member_runs
 from fluvial.workflow.training import Event, find_start
+from fluvial.workflow.work import Work, finish, recorded
 
 Tell = Callable[[Event], None]
 
@@ -54,8 +56,8 @@ def fit_ensemble(
     source = source_beside(study.data.source, folder)
     tell(f"reading {source}")
     rows = read_rows(study, source)
-    density = _new_density(study, rows)
-    record = _record(study, text, source, rows, density, seconds=0.0)
+    density = new_density(study, rows)
+    record = new_record(study, text, source, rows, density, seconds=0.0)
     record["weights"] *= study.training.ensemble
     start = study.training.start
     if start:
@@ -119,9 +121,9 @@ def _carry_out(
     epochs: int | None = None,
 ) -> Density:
     work = Work(
-        run, record, _new_density(study, rows), rows, study, Group(), loggers
+        run, record, new_density(study, rows), rows, study, Group(), loggers
     )  # its density is a stand-in till the members are there
-    with _recorded(work):
+    with recorded(work):
         for logger in loggers:
             logger.begin(run.path, flat_options(record["study"]))
         members: list[Density] = []
@@ -145,7 +147,7 @@ def _carry_out(
         record["stopped"] = f"{len(members)} of {study.training.ensemble} members trained"
         work = Work(run, record, density, rows, study, Group(), loggers)
         if check and not interrupted:
-            _finish(work, run, tell)
+            finish(work, run, tell)
         record["status"] = "interrupted" if interrupted else "finished"
     return density
 

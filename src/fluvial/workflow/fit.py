@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 
-from fluvial.data.readers import absolute_source, source_beside
-from fluvial.data.transforms import ColumnTransforms
-from fluvial.density import Density, array_kinds
+from fluvial.data.readers import source_beside
+from fluvial.density import Density
 from fluvial.errors import RunError
-from fluvial.flows.encoded import build_encoded_flow
 from fluvial.loggers import Logger, make_loggers
 from fluvial.record import (
-    CHECKING,
-    FORMAT,
     NO_END,
-    REPORT,
     STUDY,
     UNFINISHED,
     RunFolder,
@@ -35,18 +27,16 @@ from fluvial.record import (
     now,
 )
 from fluvial.runs_table import flat_options
-from fluvial.study import Study, parse_study, read_study
-from fluvial.train import CHECKPOINT, Checkpoint, Group, TrainingOptions, process_group
+from fluvial.study import parse_study, read_study
+from fluvial.train import CHECKPOINT, Checkpoint, Group, process_group
 from fluvial.train.stopping import Place
-from fluvial.workflow.arrays import describe_inputs, fit_inputs
+from fluvial.workflow.begin import described, new_density, new_record, read_given
 from fluvial.workflow.card import write_card
-from fluvial.workflow.cells import judge_cells
-from fluvial.workflow.check import run_checks
-from fluvial.workflow.data import Rows, read_rows, require_unchanged
+from fluvial.workflow.data import read_rows, require_unchanged
 from fluvial.workflow.members import ensemble_text, is_ensemble
-from fluvial.workflow.report import report_run
-from fluvial.workflow.signals import EndedEarly, Stop, Terminated, shown, signals
+from fluvial.workflow.signals import Stop, Terminated, signals
 from fluvial.workflow.training import Event, Keeper, find_start, start_from, train_density
+from fluvial.workflow.work import Work, finish, recorded
 
 
 def fit(
@@ -95,7 +85,7 @@ def fit(
     Terminated
         On SIGTERM or SIGUSR1; :func:`resume` goes on.
     """
-    parsed, text, folder, stem = _read(study)
+    parsed, text, folder, stem = read_given(study)
     if ensemble is not None:
         text = ensemble_text(text, ensemble)
         parsed = parse_study(tomllib.loads(text))
@@ -115,13 +105,13 @@ def fit(
         rows = read_rows(parsed, source)
         for note in rows.facts["notes"]:
             tell(note)
-        density = _new_density(parsed, rows)
-        for column, line in _described(density).items():
+        density = new_density(parsed, rows)
+        for column, line in described(density).items():
             if "[chosen" in line:
                 tell(f"transform of {column}: {line}")
         if parsed.training.start:
             tell(start_from(density, find_start(parsed.training.start, folder, Path(runs))))
-        record = _record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
+        record = new_record(parsed, text, source, rows, density, seconds=time.perf_counter() - began)
 
         def fill(new: RunFolder) -> None:
             (new.path / STUDY).write_text(text, encoding="utf-8")
@@ -189,7 +179,7 @@ def resume(
         rows = read_rows(study, source, like=record["data"])
         require_unchanged(record["data"], rows, source)
         if checkpoint is None:
-            density = _new_density(study, rows)
+            density = new_density(study, rows)
             if study.training.start:
                 tell(start_from(density, find_start(study.training.start, Path(), folder.path.parent)))
         else:
@@ -204,29 +194,6 @@ def resume(
     return density
 
 
-@dataclass(frozen=True)
-class Work:
-    """One fit in this process; ``run`` is ``None`` in those that do not write."""
-
-    run: RunFolder | None
-    record: dict[str, Any]
-    density: Density
-    rows: Rows
-    study: Study
-    group: Group
-    loggers: list[Logger]
-
-    @property
-    def options(self) -> TrainingOptions:
-        """The study's options of training, with the budget on record."""
-        left_out = {"batch_size", "seed", "start", "checkpoint_minutes", "ensemble"}
-        options = self.study.training.model_dump(exclude=left_out)
-        return TrainingOptions(**options | {k: self.record["study"]["training"][k] for k in _BUDGETS})
-
-
-_BUDGETS = ("epochs", "steps", "minutes")
-
-
 def _carry_out(
     work: Work,
     checkpoint: Checkpoint | None,
@@ -238,7 +205,7 @@ def _carry_out(
 ) -> None:
     """Train, check, report; write down how it ended."""
     run, record = work.run, work.record
-    with _recorded(work):
+    with recorded(work):
         for logger in work.loggers:
             assert run is not None
             logger.begin(run.path, flat_options(record["study"]))
@@ -266,7 +233,7 @@ def _carry_out(
         if check and run is not None:
             if stop.signal == signal.SIGINT:
                 tell("training stopped by Ctrl-C; checking the best so far (Ctrl-C again to leave now)")
-            _finish(work, run, tell)
+            finish(work, run, tell)
         record["status"] = "interrupted" if stop.signal else "finished"
     if run is not None:
         write_card(run)  # when the record has its end
@@ -326,145 +293,3 @@ def _reopen(
     record["resumed"] = [*record.get("resumed", []), again | environment(torch.get_num_threads())]
     record.update(status=UNFINISHED, stopped=NO_END, ended=None, process=os.getpid())
     run.write_record(record)
-
-
-def _new_density(study: Study, rows: Rows) -> Density:
-    """Return a density with transforms fitted to the train split, and weights fixed by the seed."""
-    part, schema = rows.scalars("train"), rows.schema
-    targets, context = ColumnTransforms.fit(schema.targets, part), ColumnTransforms.fit(schema.scalars, part)
-    options = study.flow_options
-    encoder = study.encoder_options if schema.arrays else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(study.training.seed)
-        flow = build_encoded_flow(
-            study.architecture,
-            **targets.layout.arguments,
-            context=context.layout.width,
-            arrays=array_kinds(schema.arrays),
-            encoder=encoder,
-            **options,
-        )
-    density = Density(
-        flow,
-        schema,
-        targets,
-        context,
-        architecture=study.architecture,
-        options=options,
-        context_range={c.name: rows.range(c.name) for c in schema.scalars if c.period is None},
-        encoder=encoder,
-    )
-    fit_inputs(density, rows)
-    return density
-
-
-def _read(study: str | Path | Mapping[str, Any]) -> tuple[Study, str, Path, str]:
-    """Return the study, its text, the folder that its source is relative to, and a stem for the run's name."""
-    if isinstance(study, Mapping):
-        parsed = parse_study(study)
-        return parsed, tomli_w.dumps(dict(study)), Path(), "run"
-    parsed, text = read_study(study)
-    return parsed, text, Path(study).parent, Path(study).stem
-
-
-def _record(
-    study: Study, text: str, source: str | list[str], rows: Rows, density: Density, *, seconds: float
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "name": None,
-        "status": UNFINISHED,
-        "stopped": NO_END,
-        "process": os.getpid(),
-        "started": now(),
-        "ended": None,
-        "architecture": density.architecture,
-        "weights": sum(p.numel() for p in density.flow.parameters()),
-        "study": _resolved(study, rows, density),
-        "study_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "data": {"source": absolute_source(source), **rows.facts},
-        "transforms": _described(density),
-        "seeds": {"split": study.data.seed, "training": study.training.seed, "check": study.check.seed},
-        "timings": {"reading": seconds},
-        "training": {},
-        "checks": {},
-        "resumed": [],
-        **environment(torch.get_num_threads()),
-    }
-
-
-def _described(density: Density) -> dict[str, str]:
-    """Return one line for each column, with the reason where the study left its transform open."""
-    lines = {}
-    for one in (density.target_transforms, density.context_transforms):
-        for name, text in one.describe().items():
-            why = one.reasons.get(name)
-            lines[name] = f"{text} [chosen: {why}]" if why else text
-    return lines | describe_inputs(density)
-
-
-def _resolved(study: Study, rows: Rows, density: Density) -> dict[str, Any]:
-    """Return every option of the study with its value, those left out included."""
-    training = study.training
-    resolved = {
-        "batch_size": training.batch_rows(rows.count("train")),
-        "epochs": training.epoch_limit,
-    }
-    return {
-        **study.model_dump(),
-        "flow": {"architecture": density.architecture, **density.options},
-        "encoder": density.encoder or {},
-        "training": {**training.model_dump(), **resolved},
-    }
-
-
-def _finish(work: Work, run: RunFolder, tell: Callable[[Event], None]) -> None:
-    record = work.record
-    record["status"] = CHECKING
-    run.write_record(record)
-    tell("checking on the test rows")
-    began = time.perf_counter()
-    record["checks"] = run_checks(run, work.density, work.rows, work.study, tell)
-    record["timings"]["checks"] = time.perf_counter() - began
-    judge_cells(run, work.density, work.rows, work.study, record["data"]["source"], tell)
-    run.write_record(record)
-    tell("writing the report")
-    began = time.perf_counter()
-    report_run(run.path)
-    record["timings"]["report"] = time.perf_counter() - began
-    for logger in work.loggers:
-        logger.file(run.path / REPORT)
-
-
-@contextmanager
-def _recorded(work: Work) -> Iterator[None]:
-    """Write how the run ended, whatever happens short of a kill."""
-    run, record = work.run, work.record
-    try:
-        yield
-    except BaseException as error:
-        interrupted = isinstance(error, (KeyboardInterrupt, Terminated, EndedEarly))
-        record["status"] = "interrupted" if interrupted else "failed"
-        why = f"{type(error).__name__}: {error}"
-        if isinstance(error, EndedEarly):
-            why = str(error)
-        elif interrupted:
-            why = f"interrupted by {error.signal.name if isinstance(error, Terminated) else shown(signal.SIGINT)}"
-        if record["stopped"] == NO_END:
-            record["stopped"] = why
-        elif record["stopped"] != why:
-            record["stopped"] = f"{record['stopped']}; then, in the checks, {why}"
-        record["ended"] = now()
-        try:
-            if run is not None:
-                run.write_record(record)
-        except RunError as second:  # a full disk, most likely: the first error says more
-            error.add_note(str(second))
-        for logger in work.loggers:
-            logger.end(record["status"])
-        raise
-    record["ended"] = now()
-    if run is not None:
-        run.write_record(record)
-    for logger in work.loggers:
-        logger.end(record["status"])

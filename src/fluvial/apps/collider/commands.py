@@ -109,13 +109,12 @@ def validate(
 ) -> None:
     """Compare fast with full simulation: distances, correlations, response, b-tagging. Exit code 1 if a check fails."""
     from fluvial.apps.collider.validate import validate
-    from fluvial.report.page import verdict_sentence
+    from fluvial.report.console import result_lines
     from fluvial.workflow import load
 
     result = validate(load(run), pairs, out or run / "validation", rows=rows, seed=seed)
-    for line in result.results:
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.write(f"{verdict_sentence(result.results)}\n{result.page}\n")
+    lines = result_lines(result.results, "More pairs, and a larger --rows, would mend that.")
+    sys.stdout.write("\n".join([*lines, str(result.page)]) + "\n")
     if any(r.verdict == "fail" for r in result.results):
         raise typer.Exit(1)
 
