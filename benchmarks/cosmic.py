@@ -159,6 +159,7 @@ def main() -> None:
         out = options.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
         density = fluvial.load(options.run) if options.run else fit(options, out / "runs")
+        assert density.folder is not None
         run = RunFolder(Path(density.folder))
         rows = accuracy(run) + infer(options, run, out)
     text = page(rows, where_and_when(about, found), options)
