@@ -256,6 +256,9 @@ def _forward(
 ) -> Tensor:
     library = _library()
     assert library is not None
+    if saved is None:  # not in training: nothing will want it
+        with _lock:
+            _done.clear()
     out = x.new_empty(len(x), len(weights[-1]))
     norms = _norms(net, len(weights[0])) if net.norms else None
     network = _network(net, x, weights, norms=norms, context=context)

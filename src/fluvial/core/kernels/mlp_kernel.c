@@ -114,48 +114,38 @@ typedef struct {
     long rows, columns; /* of `out`, where it is not padded to whole blocks; 0: it is */
 } Finish;
 
-/* Vector number i of a block lies in row i / vectors; a loop of its own for each step keeps decisions out of loops. */
-#define EVERY(i, to, place, ...)                                                                                       \
-    for (int r_ = 0, i = 0; r_ < ROWS; r_++)                                                                           \
-        for (int v_ = 0; v_ < vectors; v_++, i++) {                                                                    \
-            long place = (row + r_) * f->ld + column + v_ * LANES;                                                     \
-            vector to = load(block + i * LANES);                                                                       \
-            __VA_ARGS__;                                                                                               \
+/* All of it for one vector after the other, where `kind` is a constant; the block is left for `out`. */
+INLINE void finish_kind(const Finish *finish, float *block, long row, long column, const int vectors, const int kind) {
+    const Finish f = *finish; /* a copy of one's own: stores cannot change it */
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++, block += LANES) {
+            long c = column + v * LANES, at = (row + r) * f.ld + c;
+            vector x = load(block);
+            if (f.kept) x *= slope(kind, load(f.kept + at));
+            if (f.before) store(f.before + at, x);
+            if (f.gate) x *= load(f.gate + at);
+            if (f.add) x += load(f.add + at);
+            store(block, x);
+            if (f.scale) x = x * load(f.scale + c) + load(f.shift + c);
+            if (f.active) store(f.active + at, activated(kind, x));
         }
-
-INLINE void times_slope(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
-    EVERY(i, v, at, store(block + i * LANES, v * slope(kind, load(f->kept + at))))
 }
-
-INLINE void activate(const Finish *f, float *block, long row, long column, const int vectors, const int kind) {
-    if (f->scale) {
-        EVERY(i, v, at, long c = column + v_ * LANES;
-              store(f->active + at, activated(kind, v * load(f->scale + c) + load(f->shift + c))))
-        return;
-    }
-    EVERY(i, v, at, store(f->active + at, activated(kind, v)))
-}
-
-#define OF_KIND(function)                                                                                              \
-    switch (f->kind) {                                                                                                 \
-    case RELU: function(f, block, row, column, vectors, RELU); break;                                                  \
-    case SILU: function(f, block, row, column, vectors, SILU); break;                                                  \
-    case ELU: function(f, block, row, column, vectors, ELU); break;                                                    \
-    case TANH: function(f, block, row, column, vectors, TANH); break;                                                  \
-    case SIGMOID: function(f, block, row, column, vectors, SIGMOID); break;                                            \
-    }
 
 INLINE void finish(const Finish *f, float *block, long row, long column, const int vectors) {
-    if (f->kept) OF_KIND(times_slope)
-    if (f->before) EVERY(i, v, at, store(f->before + at, v))
-    if (f->gate) EVERY(i, v, at, store(block + i * LANES, v * load(f->gate + at)))
-    if (f->add) EVERY(i, v, at, store(block + i * LANES, v + load(f->add + at)))
-    if (f->active) OF_KIND(activate)
+    if (f->kept || f->gate || f->add || f->active) switch (f->kind) {
+        case RELU: finish_kind(f, block, row, column, vectors, RELU); break;
+        case SILU: finish_kind(f, block, row, column, vectors, SILU); break;
+        case ELU: finish_kind(f, block, row, column, vectors, ELU); break;
+        case TANH: finish_kind(f, block, row, column, vectors, TANH); break;
+        case SIGMOID: finish_kind(f, block, row, column, vectors, SIGMOID); break;
+        }
     if (!f->out) return;
     float *out = f->out + row * f->ld_out + column;
     long rows = f->rows ? f->rows - row : ROWS, columns = f->rows ? f->columns - column : vectors * LANES;
     if (rows >= ROWS && columns >= vectors * LANES) {
-        EVERY(i, v, at, store(out + r_ * f->ld_out + v_ * LANES, v); (void)at)
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < vectors; v++)
+                store(out + r * f->ld_out + v * LANES, load(block + (r * vectors + v) * LANES));
         return;
     }
     columns = columns < vectors * LANES ? columns : vectors * LANES;
