@@ -100,7 +100,6 @@ def infer(options: argparse.Namespace, run: RunFolder, out: Path) -> list[Row]:
             priors=PRIORS,
             selection=Selection(f"Mass_0 / (Mass_0 + {HALF:g})"),
             samples=options.samples,
-            least_effective=2,
             truth=truth,
             tell=_progress,
         )
@@ -110,8 +109,11 @@ def infer(options: argparse.Namespace, run: RunFolder, out: Path) -> list[Row]:
         for j, name in enumerate(posterior.names):
             low, median, high = np.quantile(posterior.samples[:, j], [0.05, 0.5, 0.95])
             rows.append(row(f"{name}, {at}", float(median), "1", interval=[low, high], rank=float(ranks[j])))
-        for name, p in summary["predictive_p_values"].items():
-            rows.append(row(f"predictive p of {name}, {at}", p, "1"))
+        for name, values in summary["predictive_p_values"].items():
+            rows += [row(f"predictive p of {name}, {what}, {at}", p, "1") for what, p in values.items()]
+        rows.append(
+            row(f"Monte-Carlo variance of log L, {at}", summary["monte_carlo"]["mean_variance"], "nats²")
+        )
     return rows
 
 
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep the run, events and posteriors in this folder")
     parser.add_argument("--epochs", type=int, help="(default: 120; quick: 3)")
     parser.add_argument("--events", type=int, help="(default: 100; quick: 30)")
-    parser.add_argument("--samples", type=int, default=100, help="posterior samples of an event")
+    parser.add_argument("--samples", type=int, default=500, help="posterior samples of an event")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--markdown", type=Path, help="write the page there (docs/benchmarks/cosmic.md)")
     options = parser.parse_args()
