@@ -52,10 +52,20 @@ def survey(Z: float, alpha: float, number: int, samples: int, rng: np.random.Gen
     seen: list[np.ndarray] = []
     while sum(map(len, seen)) < number:
         masses = np.stack(population.sample(np.full(4 * number, Z), np.full(4 * number, alpha), rng), -1)
-        measured = masses * np.exp(ERROR * rng.standard_normal(masses.shape))
-        seen.append(measured[found(measured[:, 0], rng)])
+        seen.append(measure(masses, rng))
+    return as_events(np.concatenate(seen)[:number], samples, rng)
+
+
+def measure(masses: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return what is measured of true masses ``[n, 2]``, of those that the survey finds."""
+    measured = masses * np.exp(ERROR * rng.standard_normal(masses.shape))
+    return measured[found(measured[:, 0], rng)]
+
+
+def as_events(measured: np.ndarray, samples: int, rng: np.random.Generator) -> Events:
+    """Return an event for each pair of measured masses, with posterior samples under a prior ∝ 1/mass."""
     events = []
-    for m0, m1 in np.concatenate(seen)[:number]:
+    for m0, m1 in measured:
         draws = {
             name: m * np.exp(ERROR * rng.standard_normal(samples))
             for name, m in (("Mass_0", m0), ("Mass_1", m1))

@@ -42,6 +42,7 @@ def test_round_trip(name: str, dim: int, dtype: torch.dtype) -> None:
     x, context = inputs(BIJECTIONS[name], dim, 200, dtype)
     z, logdet = bijection(x, context)
     back, inverse_logdet = bijection.inverse(z, context)
+    torch.testing.assert_close(bijection.inverse_value(z, context), back, rtol=0, atol=0)
     assert z.dtype == back.dtype == logdet.dtype == dtype
     assert z.shape == x.shape
     assert logdet.shape == x.shape[:-1]

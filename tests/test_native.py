@@ -57,6 +57,20 @@ def test_far_out_and_not_a_number():
 
 
 @needs_kernels
+@pytest.mark.parametrize("rows", [2, 33, 3000])
+@pytest.mark.parametrize("bins", [1, 7, 16, 32])
+def test_one_set_of_parameters_for_all_rows_gives_what_a_copy_for_each_gives(bins, rows):
+    x, parameters, _ = problem(bins, rows)
+    for inverse in (False, True):
+        shared = _NativeSpline.apply(x, parameters[:1].expand(rows, -1), 5.0, inverse)
+        copied = _NativeSpline.apply(x, parameters[:1].expand(rows, -1).contiguous(), 5.0, inverse)
+        other = _NativeSpline.apply(x, parameters, 5.0, inverse)
+        for a, b, c in zip(shared, copied, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+            assert not torch.equal(a, c)
+
+
+@needs_kernels
 def test_threads_change_nothing():
     x, parameters, grads = problem(16, rows=20_000)
     before = torch.get_num_threads()

@@ -27,6 +27,9 @@ CHUNK = 8192
 #: a row does not hang on the number of its companions.
 DRAW_FROM_ROWS = 2048
 
+#: Rows that are drawn at once at one context, of few targets: what is made for each block is then made once.
+AT_ONE_ROWS, FEW_TARGETS = 32_768, 3
+
 #: What to do with contexts outside the range of the training rows.
 Outside = Literal["warn", "raise", "allow"]
 
@@ -184,9 +187,12 @@ class Conditional:
         contexts = int(np.prod(self.shape, dtype=int))
         # (no −1: it may have no elements)
         features = self._features.reshape(contexts, self._features.shape[-1])
+        most = self.density.flow.draw_rows
+        if contexts == 1 and size <= FEW_TARGETS:
+            most = max(most, AT_ONE_ROWS)
         x, log_prob = np.empty((contexts, draws, size)), np.empty((contexts, draws) if with_log_prob else 0)
         with torch.no_grad():
-            for of, part in _blocks(contexts, draws, self.density.flow.draw_rows):
+            for of, part in _blocks(contexts, draws, most):
                 p = self.density.flow.given_features(features[of] if features.shape[-1] else None)
                 # An unconditional flow has no batch dimension: its contexts are all one.
                 number = part.stop - part.start

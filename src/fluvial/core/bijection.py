@@ -31,6 +31,10 @@ class Bijection(nn.Module):
         """Map z to x; return ``(x, logdet)`` of this inverse map."""
         raise NotImplementedError
 
+    def inverse_value(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the x of :meth:`inverse` alone: where draws are made, and no log-determinant is asked for."""
+        return self.inverse(z, context)[0]
+
 
 class Chain(Bijection):
     r"""Bijections one after the other: :math:`f = f_n \circ \dots \circ f_1`; log-determinants add up.
@@ -61,6 +65,12 @@ class Chain(Bijection):
             z, logdet = bijection.inverse(z, context)  # type: ignore[operator]
             total = total + logdet
         return z, total
+
+    def inverse_value(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Undo the bijections, without their log-determinants."""
+        for bijection in reversed(self.bijections):
+            z = bijection.inverse_value(z, context)  # type: ignore[operator]
+        return z
 
 
 class Inverse(Bijection):

@@ -62,8 +62,11 @@ class Affine(Elementwise):
 
     def inverse_elementwise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Undo the standardisation."""
-        shift, scale = self.shift.to(z.dtype), self.scale.to(z.dtype)
-        return z * scale + shift, scale.log().expand_as(z)
+        return self.inverse_value(z), self.scale.to(z.dtype).log().expand_as(z)
+
+    def inverse_value(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Undo the standardisation."""
+        return z * self.scale.to(z.dtype) + self.shift.to(z.dtype)
 
 
 def _bounded_exp(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,12 +144,15 @@ class Logit(Elementwise):
 
     def inverse_elementwise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return a + (b − a)·sigmoid(z)."""
-        width = self.upper - self.lower
+        log_slope = math.log(self.upper - self.lower) - softplus(z) - softplus(-z)
+        return self.inverse_value(z), log_slope
+
+    def inverse_value(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return a + (b − a)·sigmoid(z)."""
         # From the nearer end, so that values close to either bound keep their digits.
-        edge = width * torch.sigmoid(-z.abs())
+        edge = (self.upper - self.lower) * torch.sigmoid(-z.abs())
         x = torch.where(z < 0, self.lower + edge, self.upper - edge)
-        log_slope = math.log(width) - softplus(z) - softplus(-z)
-        return _inside_interval(x, self.lower, self.upper), log_slope
+        return _inside_interval(x, self.lower, self.upper)
 
 
 class Asinh(Elementwise):

@@ -33,19 +33,25 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
-    if not all(
-        hasattr(found, name) for name in ("fluvial_spline", "fluvial_gather", "fluvial_mlp", "fluvial_linear")
-    ):
+    kernels = (
+        "fluvial_spline",
+        "fluvial_spline_shared",
+        "fluvial_gather",
+        "fluvial_mlp",
+        "fluvial_linear",
+    )
+    if not all(hasattr(found, name) for name in kernels):
         return None
     settings = [c_long, c_int, c_float, c_float, c_float, c_int, c_int]
-    found.fluvial_spline.argtypes = settings + [c_void_p] * 4
+    found.fluvial_spline.argtypes = found.fluvial_spline_shared.argtypes = settings + [c_void_p] * 4
     found.fluvial_spline_backward.argtypes = settings + [c_void_p] * 6
     found.fluvial_gather.argtypes = [c_long, c_long] + [c_void_p] * 3
     found.fluvial_gather_affine.argtypes = [c_long] * 4 + [c_void_p] * 6
     found.fluvial_read.argtypes = [c_int, c_long] + [c_void_p] * 3
     found.fluvial_read.restype = c_long
     found.fluvial_gather.restype = found.fluvial_gather_affine.restype = None
-    found.fluvial_spline.restype = found.fluvial_spline_backward.restype = None
+    found.fluvial_spline.restype = found.fluvial_spline_shared.restype = None
+    found.fluvial_spline_backward.restype = None
     return found
 
 
@@ -70,9 +76,18 @@ def spline(
     x: Tensor, parameters: Tensor, bound: float, floor: float, slope_limit: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the value and the log-slope of the spline (see :mod:`fluvial.core.spline`), both like ``x``."""
-    x, parameters = x.contiguous(), parameters.contiguous()
+    x = x.contiguous()
+    # One set of parameters, expanded: no copy for each element, and its bins are made once.
+    shared = parameters.dim() > 1 and all(
+        stride == 0 or size == 1
+        for stride, size in zip(parameters.stride()[:-1], parameters.shape[:-1], strict=True)
+    )
+    parameters = (
+        parameters[(0,) * (parameters.dim() - 1)] if shared and x.numel() else parameters
+    ).contiguous()
     value, log_slope = torch.empty_like(x), torch.empty_like(x)
-    _library().fluvial_spline(
+    kernel = _library().fluvial_spline_shared if shared else _library().fluvial_spline
+    kernel(
         *_settings(x, parameters, bound, floor, slope_limit, inverse),
         *(t.data_ptr() for t in (x, parameters, value, log_slope)),
     )

@@ -274,7 +274,8 @@ class _Code:
             return self.values[level.astype(np.int64)]
         if self.chain is None or z is None:
             raise ValueError(f"Expected a target's code; got {self.kind}, which has no inverse.")
-        x, _ = _apply(self.chain, z, inverse=True)
+        with torch.no_grad():
+            x = self.chain.inverse_value(_column(z)).squeeze(-1).numpy()
         if level is None:
             return x
         k = level.astype(np.int64)
@@ -284,9 +285,14 @@ class _Code:
 def _apply(chain: Chain, x: np.ndarray, *, inverse: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Apply a chain of scalar bijections to ``[*batch]`` in float64."""
     with torch.no_grad():
-        column = torch.from_numpy(np.require(x, np.float64, ["C", "W"])).unsqueeze(-1)
+        column = _column(x)
         z, logdet = chain.inverse(column) if inverse else chain(column)
     return z.squeeze(-1).numpy(), logdet.numpy()
+
+
+def _column(x: np.ndarray) -> torch.Tensor:
+    """Return ``[*batch]`` as a tensor ``[*batch, 1]`` of float64."""
+    return torch.from_numpy(np.require(x, np.float64, ["C", "W"])).unsqueeze(-1)
 
 
 def _code_step(column: Column) -> Steps:

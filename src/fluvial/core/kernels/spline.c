@@ -32,7 +32,14 @@ int fluvial_most_bins(void) { return MOST_BINS; }
 
 void fluvial_spline(long n, int bins, float bound, float floor_, float limit, int inverse, int threads, const float *x,
                     const float *parameters, float *value, float *log_slope) {
-    Job job = {x, parameters, 0, 0, value, log_slope, 0, 0, bins, inverse, bound, floor_, limit};
+    Job job = {x, parameters, 0, 0, value, log_slope, 0, 0, bins, inverse, bound, floor_, limit, 0};
+    in_pieces(&job, pick(spline_forward), n, threads);
+}
+
+/* The same, of one set of parameters for all elements: [3K + 1]. */
+void fluvial_spline_shared(long n, int bins, float bound, float floor_, float limit, int inverse, int threads,
+                           const float *x, const float *parameters, float *value, float *log_slope) {
+    Job job = {x, parameters, 0, 0, value, log_slope, 0, 0, bins, inverse, bound, floor_, limit, 1};
     in_pieces(&job, pick(spline_forward), n, threads);
 }
 
@@ -40,6 +47,6 @@ void fluvial_spline(long n, int bins, float bound, float floor_, float limit, in
 void fluvial_spline_backward(long n, int bins, float bound, float floor_, float limit, int inverse, int threads,
                              const float *x, const float *parameters, const float *grad_value, const float *grad_log,
                              float *grad_x, float *grad_parameters) {
-    Job job = {x, parameters, grad_value, grad_log, 0, 0, grad_x, grad_parameters, bins, inverse, bound, floor_, limit};
+    Job job = {x, parameters, grad_value, grad_log, 0, 0, grad_x, grad_parameters, bins, inverse, bound, floor_, limit, 0};
     in_pieces(&job, pick(spline_backward), n, threads);
 }

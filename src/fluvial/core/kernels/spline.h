@@ -9,6 +9,7 @@ typedef struct {
     float *value, *log_slope, *grad_x, *grad_parameters;
     int bins, inverse;
     float bound, floor_, limit;
+    int shared; /* one set of parameters for all elements: of the value alone */
 } Job;
 
 /* Work on the elements from `from` to below `to`. */

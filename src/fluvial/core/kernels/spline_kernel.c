@@ -200,16 +200,16 @@ INLINE void look_up(const float *e, int bins, whole index, vector *chosen, vecto
 
 /* The bin of every element of a block: found along `axis` (0: widths, 1: heights), described along both. The
  * exponentials of the softmax stay in `shares`, those of each LANES elements `stride` apart, widths before heights, and
- * one over their sums in `total`. */
+ * one over their sums in `total`: both are there already unless they are `fresh`. Parameters lie `apart`. */
 INLINE void find(int count, int bins, float bound, float floor_, int axis, const float *x, const float *parameters,
-                 float *shares, int stride, float total[2][BLOCK], Bins *b) {
+                 long apart, const int fresh, float *shares, int stride, float total[2][BLOCK], Bins *b) {
     float keep = 1 - floor_, even = floor_ / (float)bins;
-    long apart = 3 * bins + 1;
     for (int i = 0; i < BLOCK; i += LANES) {
         float *e[2] = {shares + i / LANES * stride, shares + i / LANES * stride + height_of(bins) * LANES};
         vector scale[2], chosen[2], before[2];
         for (int a = 0; a < 2; a++) {
-            scale[a] = 1 / exponentials(parameters + i * apart + a * bins, apart, count - i, bins, e[a]);
+            scale[a] = fresh ? 1 / exponentials(parameters + i * apart + a * bins, apart, count - i, bins, e[a])
+                             : load(total[a] + i);
             store(total[a] + i, scale[a]);
         }
         vector position = (load(x + i) + bound) / (2 * bound);
@@ -272,15 +272,18 @@ INLINE float solve(float r, float d0, float bend) {
 
 INLINE float slope_of(float raw, float limit) { return exp_(raw * limit / (limit + absolute(raw))); }
 
-void FORWARD(const Job *job, long from, long to) {
+INLINE void forward(const Job *job, long from, long to, const int shared) {
     float shares[2 * MOST_BINS * LANES], total[2][BLOCK], x[BLOCK] = {0}, value[BLOCK], log_slope[BLOCK];
     int bins = job->bins, inverse = job->inverse;
     float bound = job->bound, limit = job->limit;
+    long apart = shared ? 0 : 3 * bins + 1;
     Bins b;
+    if (shared) find(BLOCK, bins, bound, job->floor_, inverse, x, job->parameters, 0, 1, shares, 0, total, &b);
     for (long start = from; start < to; start += BLOCK) {
         int count = to - start < BLOCK ? (int)(to - start) : BLOCK;
         memcpy(x, job->x + start, (size_t)count * sizeof(float));
-        find(count, bins, bound, job->floor_, inverse, x, job->parameters + start * (3 * bins + 1), shares, 0, total, &b);
+        find(count, bins, bound, job->floor_, inverse, x, job->parameters + start * apart, apart, !shared, shares, 0, total,
+             &b);
         for (int i = 0; i < BLOCK; i++) {
             float mean = b.height[i] / b.width[i];
             float s0 = slope_of(b.raw0[i], limit), s1 = slope_of(b.raw1[i], limit);
@@ -299,6 +302,11 @@ void FORWARD(const Job *job, long from, long to) {
         memcpy(job->value + start, value, (size_t)count * sizeof(float));
         memcpy(job->log_slope + start, log_slope, (size_t)count * sizeof(float));
     }
+}
+
+void FORWARD(const Job *job, long from, long to) {
+    if (job->shared) forward(job, from, to, 1);
+    else forward(job, from, to, 0);
 }
 
 /* What _partials and _local_gradients in spline.py derive, for one block: x is the argument of the forward map. */
@@ -354,7 +362,8 @@ void BACKWARD(const Job *job, long from, long to) {
         memcpy(x, job->x + start, (size_t)count * sizeof(float));
         memcpy(gv, job->grad_value + start, (size_t)count * sizeof(float));
         memcpy(gl, job->grad_log + start, (size_t)count * sizeof(float));
-        find(count, bins, job->bound, job->floor_, 0, x, job->parameters + start * apart, shares, 2 * height, total, &b);
+        find(count, bins, job->bound, job->floor_, 0, x, job->parameters + start * apart, apart, 1, shares, 2 * height, total,
+             &b);
         local_gradients(job, x, gv, gl, &b, grad_x, grad_size, grad_start, grad_raw);
         memcpy(job->grad_x + start, grad_x, (size_t)count * sizeof(float));
         for (int i = 0; i < count; i += LANES) {
