@@ -297,7 +297,7 @@ def test_a_file_that_cannot_be_used(
 def test_pairs_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     events = make_events(50, seed=4)
     pairs = jet_pairs(events)
-    pairs[0][2]["mass"] = 0.0
+    pairs[0][2]["mass"] = math.nan
     pairs[-1][1]["area"] = math.nan
     write_events(tmp_path / "a.root", events)
     (file,) = extract([tmp_path / "a.root"], "jet", tmp_path / "pairs.parquet").files
@@ -323,6 +323,17 @@ def test_objects_in_one_place_and_at_the_edge_of_nearness_stay_inside_their_supp
     made = table(tmp_path / "pairs.parquet")
     here = made["GenJet_eta"] == 0
     assert made["ClosestMuon_dr"][here].tolist() == [np.float32(0.5), np.float32(1e-6)]
+
+
+def test_massless_jets_have_a_mass_that_is_positive(tmp_path: Path) -> None:
+    events = make_events(50, seed=4)
+    pairs = jet_pairs(events)
+    pairs[0][2]["mass"], pairs[-1][2]["mass"] = 0.0, -2.6e-7
+    write_events(tmp_path / "a.root", events)
+    extract([tmp_path / "a.root"], "jet", tmp_path / "pairs.parquet")
+    found = table(tmp_path / "pairs.parquet")
+    assert (found["GenJet_mass"] == np.float32(1e-4)).sum() == 2
+    assert (found["Jet_massRatio"] > 0).all()
 
 
 def test_bad_requests(made: tuple[Path, list[Event]], tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from fluvial.errors import DataError, nearest
 NEAR = 0.4
 """How close, in ΔR = √(Δη² + Δφ²), is near."""
 
+LEAST_MASS = 1e-4
+"""The mass in GeV of generator jets without one: files hold 0, and rounding as far as −1e-6, of jets of one photon."""
+
 COINCIDENT = 1e-6
 """The ΔR of objects in one place: far below what the directions in a file resolve, and not 0, which has no logarithm."""
 

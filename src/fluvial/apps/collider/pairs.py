@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluvial.apps.collider.muons import STATUS_FLAGS
-from fluvial.apps.collider.names import COINCIDENT, JET, LAST_COPY, NEAR, Near, Object, wrapped
+from fluvial.apps.collider.names import COINCIDENT, JET, LAST_COPY, LEAST_MASS, NEAR, Near, Object, wrapped
 from fluvial.apps.collider.nanoaod import Piece, Whole
 
 Columns = dict[str, NDArray[Any]]
@@ -62,7 +62,7 @@ def context_columns(piece: Piece, wanted: Object, event: Whole, generated: Whole
     """Return the context of generator-level objects, in FlashSim's order."""
     values = piece.values
     own: Columns = {
-        f"{wanted.alias}_{quantity}": values[f"{wanted.generated}_{quantity}"][generated]
+        f"{wanted.alias}_{quantity}": _massive(quantity, values[f"{wanted.generated}_{quantity}"][generated])
         for quantity in wanted.context
     }
     near = _near_columns(piece, wanted, event, generated)
@@ -110,11 +110,16 @@ def _near_columns(piece: Piece, wanted: Object, event: Whole, generated: Whole) 
     outer, inner, deta, dphi = _close_pairs(event, eta, phi, number, there["eta"], there["phi"])
     pairs = {"dr": np.maximum(np.hypot(deta, dphi), COINCIDENT), "deta": deta, "dphi": dphi}
     for quantity in wanted.near[0].nothing.keys() - pairs.keys():
-        pairs[quantity] = values[f"{collection}_{quantity}"][keep[inner]]
+        pairs[quantity] = _massive(quantity, values[f"{collection}_{quantity}"][keep[inner]])
     out: Columns = {}
     for near in wanted.near:
         out.update(_columns_of(near, len(generated), outer, pairs))
     return out
+
+
+def _massive(quantity: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return values as they are, masses from :data:`LEAST_MASS` on: a density of positive masses can take them."""
+    return np.maximum(values, values.dtype.type(LEAST_MASS)) if quantity == "mass" else values
 
 
 def _close_pairs(
