@@ -151,7 +151,7 @@ def open_events(path: str | Path) -> Iterator[EventFile]:
         raise DataError(f"{path}: no such file")
     with contextlib.ExitStack() as stack:
         with _readable(path):
-            file = stack.enter_context(uproot.open(path))
+            file = stack.enter_context(uproot.open(path, array_cache=None))
             keys = [key.partition(";")[0] for key in file.keys(recursive=False)]
             if TREE not in keys:
                 found = ", ".join(keys[:8]) or "nothing"
