@@ -208,11 +208,16 @@ class _Counted:
         return out
 
 
-def _start(likelihood: PopulationLikelihood, rng: np.random.Generator, number: int = 256) -> np.ndarray:
+def _start(likelihood: PopulationLikelihood, rng: np.random.Generator) -> np.ndarray:
     """Return points of the unit cube to start from, the most likely first; raise if none can be believed."""
-    u = rng.random((number, len(likelihood.names)))
-    terms = likelihood.terms(likelihood.from_unit(u))
-    good = np.isfinite(terms.log_likelihood)
+    number = 0
+    for more in (64, 192):  # the likelihood may take seconds: more places only where the first say nothing
+        number += more
+        u = rng.random((more, len(likelihood.names)))
+        terms = likelihood.terms(likelihood.from_unit(u))
+        good = np.isfinite(terms.log_likelihood)
+        if good.any():
+            break
     if not good.any():
         injections = likelihood.injections is not None
         raise DataError(
