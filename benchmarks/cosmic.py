@@ -102,6 +102,7 @@ def infer(options: argparse.Namespace, run: RunFolder, out: Path) -> list[Row]:
             priors=PRIORS,
             selection=Selection(f"Mass_0 / (Mass_0 + {HALF:g})"),
             samples=options.samples,
+            least_effective=4.0,
             truth=truth,
             tell=_progress,
         )
