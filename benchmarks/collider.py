@@ -7,8 +7,8 @@ Then memory: the highest of a process of its own (Linux only), for more and more
 are oversampled. Last, draws a second of FlashSim's architecture (17 coupling steps of 10 residual blocks of 298 units,
 128 bins) built here and in nflows, as FlashSim has it, in turns, on 2,048 contexts at a time.
 
-``--quick`` takes about a minute. ``--parts`` measures some of it, and keeps the rows of the other parts that the file of
-``--json`` holds. nflows is in ``requirements.txt``; without it that part says so.
+``--quick`` takes about a minute. ``--parts`` measures some of it; what was found before, of other parts too,
+is taken from the file of ``--keep``. nflows is in ``requirements.txt``; without it that part says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import awkward as ak
 import numpy as np
 import torch
 import uproot
-from common import machine, markdown_table, versions, where_and_when, write_json
+from common import kept, machine, markdown_table, row_of, versions, where_and_when, write_json
 from peers.work import WORKS, make_data
 
 import fluvial
@@ -200,16 +200,14 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         "draws": lambda: draws(options.seconds),
         "memory": lambda: memories(options, folder),
     }
-    kept = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
-    return [
-        row
-        for part in PARTS
-        for row in (work[part]() if part in options.parts else [k for k in kept if _part_of(k) == part])
-    ]
-
-
-def _part_of(row: dict[str, Any]) -> str:
-    return {"objects/s": "speed", "draws/s": "draws", "MiB": "memory"}[row["unit"]]
+    rows = []
+    for part in PARTS:
+        key = {"part": part, "quick": options.quick, "events": options.events, "threads": options.threads}
+        if part in options.parts:
+            rows += kept(options.keep, key, lambda part=part: {"rows": work[part]()})["rows"]
+        elif options.keep and (known := row_of(options.keep, key)):
+            rows += known["rows"]
+    return rows
 
 
 def _memory_row(work: str, used: dict[str, Any]) -> dict[str, Any]:
@@ -242,6 +240,7 @@ def main() -> None:
         "--seconds", type=float, default=60.0, help="for each contender's draws (default: 60)"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--keep", type=Path, help="what the parts found, kept there and read again")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of PyTorch")
     parser.add_argument("--quick", action="store_true", help="under a minute on two quiet cores")
     parser.add_argument("--json", type=Path, help="write the results there")
@@ -253,7 +252,7 @@ def main() -> None:
     packages = versions(["fluvial", "torch", "numpy", "uproot", "awkward", "nflows"])
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
-    command = " ".join(["benchmarks/collider.py", *sys.argv[1:]])
+    command = f"benchmarks/collider.py --threads {options.threads}" + (" --quick" if options.quick else "")
     text = page(rows, where_and_when(host, packages), command)
     if options.json:
         write_json(options.json, rows, machine=host, versions=packages)

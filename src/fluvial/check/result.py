@@ -43,7 +43,8 @@ MINIMUM_ROWS = 50
 """The fewest rows from which a standard error is estimated; fewer give "insufficient data"."""
 
 _NUMBERS = ("statistic", "uncertainty", "threshold", "exact")
-_SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
+SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
+"""The mark of each verdict."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class CheckResult:
         return cls(name, column, statistic, uncertainty, float(threshold), int(n), verdict, meaning, exact)
 
     @property
+    def title(self) -> str:
+        """The check, and the column that it is of."""
+        return f"{self.name} of {self.column}" if self.column else self.name
+
+    @property
     def deviation(self) -> float:
         """The distance from exact, |statistic − exact|: what is compared with the threshold."""
         return abs(self.statistic - self.exact)
@@ -130,10 +136,9 @@ class CheckResult:
         return cls(**{**value, **{key: float(value[key]) for key in _NUMBERS if key in value}})
 
     def __str__(self) -> str:
-        what = self.name if self.column is None else f"{self.name} of {self.column}"
         exact = f"exact {self.exact:g}, " if self.exact else ""
         return (
-            f"{_SYMBOLS[self.verdict]} {what}: {self.statistic:.3g} ± {self.uncertainty:.2g} "
+            f"{SYMBOLS[self.verdict]} {self.title}: {self.statistic:.3g} ± {self.uncertainty:.2g} "
             f"({exact}threshold {self.threshold:g}, n = {self.n}): {self.verdict}"
         )
 

@@ -210,10 +210,11 @@ class _Counted:
 
 def _start(likelihood: PopulationLikelihood, rng: np.random.Generator) -> np.ndarray:
     """Return points of the unit cube to start from, the most likely first; raise if none can be believed."""
-    number = 0
-    for more in (64, 192):  # the likelihood may take seconds: more places only where the first say nothing
-        number += more
-        u = rng.random((more, len(likelihood.names)))
+    places = rng.random((256, len(likelihood.names)))
+    for u in (
+        places[:64],
+        places,
+    ):  # the likelihood may take seconds: all of them only where the first say nothing
         terms = likelihood.terms(likelihood.from_unit(u))
         good = np.isfinite(terms.log_likelihood)
         if good.any():
@@ -221,7 +222,7 @@ def _start(likelihood: PopulationLikelihood, rng: np.random.Generator) -> np.nda
     if not good.any():
         injections = likelihood.injections is not None
         raise DataError(
-            f"The likelihood rests on too few samples at all of {number} places of the prior: at best "
+            f"The likelihood rests on too few samples at all of {len(places)} places of the prior: at best "
             f"{terms.least_effective.max():.1f} effective samples of the poorest event (needed: "
             f"{likelihood.least_effective:g})"
             + (

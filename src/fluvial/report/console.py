@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fluvial.check import CheckResult
+from fluvial.check.result import SYMBOLS
 from fluvial.report.page import measured, needs, verdict_sentence
 
 #: Results shown one by one; of more, those that pass are folded.
 FEW = 30
-_SYMBOLS = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
-
-
 #: How a user of studies gets more rows into the checks.
 CONTEXTS = "A larger `contexts` under [check] draws at more test rows."
 
@@ -39,8 +37,8 @@ def result_lines(results: Sequence[CheckResult], how_to_more: str = CONTEXTS) ->
         r = max(members, key=_nearness)
         rows.append(
             [
-                f"{_SYMBOLS[r.verdict]} {r.verdict}",
-                _called(r) + (f" (worst of {len(members)})" if len(members) > 1 else ""),
+                f"{SYMBOLS[r.verdict]} {r.verdict}",
+                r.title + (f" (worst of {len(members)})" if len(members) > 1 else ""),
                 measured(r.statistic, r.uncertainty),
                 f"{r.exact:g}",
                 f"{r.threshold:g}",
@@ -50,7 +48,7 @@ def result_lines(results: Sequence[CheckResult], how_to_more: str = CONTEXTS) ->
     lines = table_lines(rows, ["verdict", "check", "statistic", "exact", "allowed", "n"])
     undecided = [r for r in results if r.verdict == "insufficient data"]
     if len(undecided) <= FEW // 3:
-        lines += [f"? {_called(r)}: {needs(r)}" for r in undecided]
+        lines += [f"? {r.title}: {needs(r)}" for r in undecided]
     else:
         times = sorted(r.rows_needed / r.n for r in undecided if r.rows_needed and r.n)
         lines.append(
@@ -68,10 +66,6 @@ def table_lines(rows: list[list[str]], header: list[str]) -> list[str]:
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         for row in [header, ["─" * w for w in widths], *rows]
     ]
-
-
-def _called(r: CheckResult) -> str:
-    return r.name + (f" of {r.column}" if r.column else "")
 
 
 def _nearness(r: CheckResult) -> float:

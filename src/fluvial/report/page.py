@@ -17,12 +17,11 @@ from importlib.resources import files
 import jinja2
 from matplotlib.figure import Figure
 
-from fluvial.check.result import CheckResult, Verdict, overall
+from fluvial.check.result import SYMBOLS, CheckResult, overall
 from fluvial.errors import DataError
 from fluvial.report import style
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "insufficient data": "?"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def render(content: ReportContent) -> str:
         css=css,
         groups=_groups(content.results),
         outcome=outcome.replace(" ", "-"),
-        symbol=_SYMBOLS[outcome],
+        symbol=SYMBOLS[outcome],
         anchors=_anchors(content),
     )
 
@@ -169,7 +168,7 @@ def verdict_sentence(results: Sequence[CheckResult], longest: int = 5) -> str:
         ("fail", "fails", "fail"),
         ("insufficient data", "has too few data", "have too few data"),
     ):
-        names = [r.name + (f" of {r.column}" if r.column else "") for r in results if r.verdict == verdict]
+        names = [r.title for r in results if r.verdict == verdict]
         if names:
             more = f" and {len(names) - longest} more" if len(names) > longest else ""
             verb = one if len(names) == 1 else many
@@ -232,7 +231,7 @@ def _row(result: CheckResult, meaning: str) -> _Row:
         meaning = f"{meaning} {needs(result)}".strip()
     return _Row(
         verdict=result.verdict,
-        symbol=_SYMBOLS[result.verdict],
+        symbol=SYMBOLS[result.verdict],
         column=result.column or "all columns",
         value=measured(result.statistic, result.uncertainty),
         exact=number(result.exact),

@@ -34,6 +34,7 @@ class Found:
     said: str
     lines: dict[str, str] = field(default_factory=dict)
     missing: int = 0
+    constant: bool = False
 
 
 def first_study(source: str, targets: Sequence[str], context: Sequence[str], *, folder: Path = Path()) -> str:
@@ -64,7 +65,7 @@ def first_study(source: str, targets: Sequence[str], context: Sequence[str], *, 
     if not targets:
         raise DataError(f"{source}: expected at least one target; its columns are {', '.join(known)}.")
     found = describe(reader, [*targets, *context], targets)
-    still = [f.name for f in found[: len(targets)] if f.said.startswith("constant")]
+    still = [f.name for f in found[: len(targets)] if f.constant]
     if still:
         raise DataError(
             f"{source}: {', '.join(still)} is the same in every row; a target must vary. Leave it out."
@@ -74,8 +75,12 @@ def first_study(source: str, targets: Sequence[str], context: Sequence[str], *, 
     return text
 
 
-def describe(reader: Reader, names: Sequence[str], targets: Sequence[str] = ()) -> list[Found]:
-    """Return what columns look like, from rows all over a table; one that holds no numbers says so."""
+def describe(reader: Reader, names: Sequence[str], targets: Sequence[str] | None = None) -> list[Found]:
+    """Return what columns look like, from rows all over a table.
+
+    Without ``targets`` all are looked at as such, and one that holds no numbers says so; with them, of columns chosen for
+    a study, it is an error.
+    """
     out = []
     for name in names:
         if reader.length(name) is not None:
@@ -84,11 +89,11 @@ def describe(reader: Reader, names: Sequence[str], targets: Sequence[str] = ()) 
         try:
             values = _some(reader, name)
         except DataError as error:
-            if name in targets:
+            if targets is not None:
                 raise
             out.append(Found(name, str(error)))
             continue
-        out.append(describe_column(name, values, target=name in targets))
+        out.append(describe_column(name, values, target=targets is None or name in targets))
     return out
 
 
@@ -108,7 +113,7 @@ def describe_column(name: str, values: np.ndarray, *, target: bool = True) -> Fo
     distinct, counts = np.unique(finite, return_counts=True)
     low, high = float(distinct[0]), float(distinct[-1])
     if len(distinct) == 1:
-        return Found(name, f"constant: {low:g} in every row", missing=missing)
+        return Found(name, f"{low:g} in every row", missing=missing, constant=True)
     whole = bool((distinct == np.round(distinct)).all())
     said = f"from {low:.6g} to {high:.6g}, median {np.median(finite):.6g}"
     if whole and len(distinct) <= min(MOST_VALUES, max(2, len(finite) // 10)):
@@ -150,7 +155,7 @@ def _bounds(rest: np.ndarray, atoms: np.ndarray) -> dict[str, str]:
         (0.0, 2 * math.pi, '[0, "2pi"]'),
         (-180.0, 180.0, "[-180, 180]"),
     ):
-        near = 2 * _TOUCH * (b - a) / 2
+        near = _TOUCH * (b - a)
         if a <= low < a + near and b - near < high <= b * (1 + 1e-6) and not len(atoms):
             return {"period": text}
     if low > 0 and high < 1 and high > 1 - 5 * _TOUCH:
