@@ -23,7 +23,7 @@ from fluvial.workflow.data import Rows, columns
 from fluvial.workflow.predictions import prediction_arrays
 from fluvial.workflow.quadrature import integrate
 from fluvial.workflow.rows import read_run
-from fluvial.workflow.summary import summarise
+from fluvial.workflow.summary import names_of_context, summarise
 from fluvial.workflow.trust import Tell
 
 LEVELS = np.linspace(0.05, 0.95, 19)
@@ -158,7 +158,7 @@ def compute_checks(
     chosen = {name: values[rows] for name, values in table.items()}
     draws, draws_log_prob = trust.draws_at(density, chosen, number, section.seed, tell)
     x = columns(chosen, names)
-    context, titles = summarise(schema, chosen, draws)
+    context, _ = summarise(schema, chosen, draws)
     at_rows = log_prob[rows]
     if not density.plain:
         # Equal levels are equally likely: two paths of arithmetic must not tell them apart, or ranks are not random.
@@ -177,7 +177,7 @@ def compute_checks(
         hpd = checks.hpd_values(at_rows, draws_log_prob, rng)
         results += checks.local_calibration(pit, context, names)
         results.append(checks.local_coverage(hpd, context))
-        results += checks.local_regression(pit, context, names, rng, context_columns=titles)
+        results += checks.local_regression(pit, context, names, rng, context_columns=names_of_context(schema))
     results += _support(schema, x, draws, context)
     if len(names) <= 2 and not dear:
         at = rows[np.linspace(0, len(rows) - 1, min(INTEGRALS, len(rows))).astype(int)]
