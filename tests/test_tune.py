@@ -21,7 +21,7 @@ from fluvial.record import RunFolder
 from fluvial.study import read_study
 from fluvial.train import StepEvent
 from fluvial.tune import open_journal, read_search, tune
-from fluvial.tune_journal import working_lock
+from fluvial.tune_journal import last_written, working_lock
 from fluvial.workflow.signals import Terminated
 
 STUDY = """
@@ -246,6 +246,32 @@ def test_a_search_that_cannot_be_is_refused_before_any_fit(
 def test_a_study_without_tune_is_refused(here: Path) -> None:
     with pytest.raises(StudyError, match=r"has no \[tune\]"):
         tune(write(STUDY[: STUDY.index("[tune]")]))
+
+
+def test_files_that_vanish_in_a_trial_of_another_worker(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    journal = open_journal(read_search(write()))
+    trial = journal.claim()
+    folder = journal.folder / trial.user_attrs["run"]
+    folder.mkdir()
+    assert last_written(folder) is None
+    (folder / "gone").symlink_to("nowhere")  # listed, and not there when it is looked at
+    assert last_written(folder) is None
+    (folder / "record.json").write_text("{}")
+    assert last_written(folder) == (folder / "record.json").stat().st_mtime
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    other = open_journal(read_search(write())).claim()
+    assert other.number == trial.number + 1
+
+
+def test_a_lock_left_by_a_killed_worker_is_broken(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluvial.tune_journal.HOLDING", 3)
+    journal = open_journal(read_search(write()))
+    with journal._claiming():
+        assert list(journal.folder.glob("claims.lock"))
+    assert not list(journal.folder.glob("claims.lock"))
+    journal._claims.acquire()
+    assert open_journal(read_search(write())).claim().number == 0
 
 
 def test_locks_that_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from fluvial.study_tuning import Range, TuneSection
 JOURNAL = "journal.log"
 #: A trial is given up for dead when nothing has been written into its run folder for so many seconds.
 SILENCE = 1800
+#: A lock on the claims that one worker has held for so many seconds is broken: that worker was killed in the midst.
+HOLDING = 60
 #: Of a budget in minutes, at how many points trials are compared by a pruner.
 POINTS = 20
 
@@ -77,11 +79,12 @@ class Journal:
         lock = kinds[working_lock(folder)]
         self.folder, self.section, self.worker = folder, section, worker
         self.path = folder / JOURNAL
-        (
-            folder / "claims"
-        ).touch()  # what is locked has to be there, or a lock that was left behind is never broken
-        self._claims = lock(str(folder / "claims"))
-        backend = journal.JournalFileBackend(str(self.path), lock_obj=lock(str(self.path)))
+        # A symbolic link is a lock by where it points to, and is left alone for ever if that is not there: the
+        # paths are absolute, since a relative one would be taken from the folder of the link.
+        self._claims_file = (folder / "claims").absolute()
+        self._claims_file.touch()
+        self._claims = lock(str(self._claims_file), grace_period=HOLDING)
+        backend = journal.JournalFileBackend(str(self.path), lock_obj=lock(str(self.path.absolute())))
         with self._claiming():
             self.study: Any = self.optuna.create_study(
                 storage=self.optuna.storages.JournalStorage(backend),
@@ -95,6 +98,7 @@ class Journal:
     def _claiming(self) -> Iterator[None]:
         self._claims.acquire()
         try:
+            os.utime(self._claims_file)  # those who wait count from now, not from when the first of them came
             yield
         finally:
             self._claims.release()
@@ -181,9 +185,8 @@ class Journal:
         if worker and worker["host"] == me["host"] and worker["job"] is None:
             return not _alive(worker["pid"])
         folder = self.folder / frozen.user_attrs.get("run", "")
-        written = [p.stat().st_mtime for p in folder.glob("*")] if (folder / RECORD).exists() else []
-        latest = max(written, default=frozen.datetime_start.timestamp())
-        return time.time() - latest > SILENCE
+        written = last_written(folder) if (folder / RECORD).exists() else None
+        return time.time() - (written or frozen.datetime_start.timestamp()) > SILENCE
 
     def importances(self) -> dict[str, float]:
         """Return how much of the loss each option decides, by PED-ANOVA (Watanabe et al. 2023); of few trials, none."""
@@ -193,6 +196,18 @@ class Journal:
             return {}
         evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
         return self.optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+
+
+def last_written(folder: Path) -> float | None:
+    """Return when a file of a folder was last written, in seconds since 1970; ``None`` if it holds none.
+
+    Files that are gone before they are looked at are passed over: whoever works there writes by renaming.
+    """
+    times = []
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=None)
 
 
 def run_name(number: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fluvial.errors import RunError, nearest
 from fluvial.extras import optional_module
+from fluvial.files import write_atomically
 from fluvial.launch.job import Job
 from fluvial.launch.script import sbatch_options
 from fluvial.launch.task import Task
@@ -78,7 +79,7 @@ def submit(job: Job) -> str:
         "seconds": job.profile.seconds,
         "submitted": time.time(),
     }
-    (job.folder / f"{number}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_atomically(job.folder / f"{number}.json", (json.dumps(facts, indent=1) + "\n").encode())
     return number
 
 
