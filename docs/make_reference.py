@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def schema() -> dict[str, Any]:
 def kind(field: dict[str, Any]) -> str:
     """Return the type of a field in a word or two."""
     if "anyOf" in field:
-        return " or ".join(k for k in (kind(f) for f in field["anyOf"]) if k != "null")
+        return " or ".join(k for k in dict.fromkeys(map(kind, field["anyOf"])) if k != "null")
     if "enum" in field:
         return ", ".join(f"`{v}`" for v in field["enum"])
     if "$ref" in field:
@@ -86,6 +87,20 @@ def table(properties: dict[str, Any], required: list[str]) -> list[str]:
     return lines
 
 
+def contents() -> str:
+    """Return links to all sections, and to the architectures of flows and encoders."""
+
+    def link(title: str) -> str:
+        anchor = re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-")
+        return f"[{title.strip('[]')}](#{anchor})"
+
+    parts = [link(f"[{title}]") for title in SECTIONS]
+    flows, encoders = (", ".join(link(name) for name in known) for known in (ARCHITECTURES, ENCODERS))
+    at = list(SECTIONS).index("columns.NAME") + 1
+    parts[at:at] = [f"{link('[flow]')} ({flows})", f"{link('[encoder]')} ({encoders})"]
+    return ", ".join(parts)
+
+
 def page() -> str:
     """Return the reference of a study as Markdown."""
     definitions = schema()["$defs"]
@@ -93,7 +108,17 @@ def page() -> str:
         "# The study file",
         "",
         "Made by `docs/make_reference.py` from the code. As JSON Schema: [study.schema.json](study.schema.json).",
-        "An unknown key is an error that names the nearest valid one.",
+        "An unknown key is an error that names the nearest valid one. `fluvial init TABLE` writes a first one; the least",
+        "is",
+        "",
+        "```toml",
+        "[data]",
+        'source = "table.parquet"',
+        'targets = ["x", "y"]',
+        'context = ["c"]',
+        "```",
+        "",
+        "and everything else has the default that stands here. Sections: " + contents() + ".",
     ]
     for title, text in SECTIONS.items():
         definition = definitions[DEFINITIONS[title]]
@@ -130,10 +155,13 @@ OPTIONS = {
     "solver_steps": "steps of the ODE solver: more are slower and closer to the learned flow",
     "kernels": "Gaussian kernels in each mixture",
     "components": "Gaussians in the mixture",
+    "covariance": "of each Gaussian: full, or with uncorrelated targets",
 }
 
 
 ENCODER_OPTIONS = {
+    "components": "principal components kept, at most",
+    "smooth": "pixels over which spectra are smoothed before, the standard deviation of a Gaussian",
     "features": "numbers that the flow sees in place of the arrays",
     "patch": "pixels of a patch",
     "width": "channels of a patch, or after the first convolution",

@@ -35,6 +35,13 @@ def test_record_reference_is_up_to_date() -> None:
     assert json.loads((ROOT / "docs" / "record.schema.json").read_text()) == reference.record_schema(), mend
 
 
+@pytest.mark.parametrize("page", ["study.md", "record.md"])
+def test_every_key_has_a_meaning(page: str) -> None:
+    rows = [r for r in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines() if r.startswith("| `")]
+    assert len(rows) > 50
+    assert not [row for row in rows if row.removesuffix(" |").endswith("| ")]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda p: p.name)
 def test_every_study_that_ships_reads(path: Path) -> None:
     from fluvial.study import read_study

@@ -80,11 +80,18 @@ Columns = Annotated[Names, BeforeValidator(expand_columns)]
 class SplitSection(Section):
     """Shares of the rows; they sum to 1."""
 
-    train: Annotated[float, Field(gt=0, le=1)] = 0.6
-    validation: Annotated[float, Field(gt=0, le=1)] = 0.2
-    test: Annotated[float, Field(gt=0, le=1)] = 0.2
+    train: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.6, description="rows that weights are fitted to"
+    )
+    validation: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2, description="rows that decide which weights are kept, and when to stop"
+    )
+    test: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2, description="rows that nothing is decided by: the checks are made on them"
+    )
     calibration: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="rows that training never sees, kept for recalibration and conformal regions"
+        default=0.0,
+        description="rows that training never sees, kept for recalibration (`fluvial recalibrate`) and conformal regions",
     )
 
     @model_validator(mode="after")

@@ -42,7 +42,10 @@ class TrainingSection(Section):
         default=1,
         description="by how much batches have grown at the end, doubling at equal shares of the budget",
     )
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam"] = Field(
+        default="adamw",
+        description="Adam with weight decay that is kept apart from the gradient (adamw), or mixed into it (adam)",
+    )
     learning_rate: Annotated[float | Literal["auto"], BeforeValidator(_read_rate)] = Field(
         default="auto",
         description="at its highest; auto finds it by a sweep before training, and takes 3e-3 where the budget is too "
@@ -59,7 +62,9 @@ class TrainingSection(Section):
     plateau_epochs: PositiveInt = Field(
         default=5, description="epochs without improvement after which plateau halves the learning rate"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=1e-4, description="share of each weight that a step takes off, in units of the learning rate"
+    )
     clip: PositiveFloat = Field(default=5.0, description="largest norm of a gradient")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
