@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -120,6 +121,33 @@ def test_check_ends_with_1_if_a_check_fails(terminal: Terminal, monkeypatch: pyt
     code, out, _ = terminal("check", "runs/study-1")
     assert code == 1
     assert "✗ fail" in out
+
+
+def test_what_to_do_about_results(terminal: Terminal, tmp_path: Path) -> None:
+    from fluvial.check import CheckResult
+    from fluvial.record import RunFolder
+    from fluvial.report.console import CONTEXTS, TEST_ROWS, of_run
+
+    run = RunFolder.open(shutil.copytree("runs/study-1", tmp_path / "copy"))
+    undecided = [CheckResult.judge(f"PIT {i}", "x", 0.02, 0.025, 0.03, 400, "…") for i in range(12)]
+    bad = CheckResult.judge("PIT", "x", 0.5, 0.001, 0.03, 1000, "how far")
+    record = run.record()
+    for asked, there, hint in ((100, 1000, CONTEXTS), (4000, 589, TEST_ROWS)):
+        record["study"]["check"]["contexts"], record["checks"] = asked, {"test_rows": there}
+        run.write_record(record)
+        assert hint in "\n".join(of_run(undecided, run))
+    for last, stopped, hinted in (
+        (1.0, "budget: 20 epochs", True),
+        (1.49, "budget: 20 epochs", False),
+        (1.0, "patience", False),
+    ):
+        run.write_record(record | {"stopped": stopped})
+        losses = [*([1.5] * 19), last]
+        (run.path / "metrics.jsonl").write_text(
+            "".join(json.dumps({"validation_loss": v}) + "\n" for v in losses)
+        )
+        assert ("still fell" in of_run([bad], run)[-1]) == hinted
+        assert "still fell" not in of_run(undecided, run)[-1]
 
 
 def test_sample_at_a_context_and_at_a_table_of_them(terminal: Terminal) -> None:

@@ -36,6 +36,7 @@ def columns(rows: int = 2000) -> dict[str, np.ndarray]:
         ("energy", True, {"support": '"positive"'}),
         ("energy", False, {"transform": '"log"'}),
         ("angle", True, {"period": '"pi"'}),
+        ("angle", False, {"period": '"pi"'}),
         ("cosine", True, {"support": "[-1, 1]"}),
         ("cosine", False, {}),
         ("hits", True, {"kind": '"integer"'}),
@@ -91,13 +92,14 @@ def test_its_study_fits_as_it_is(
 def test_without_targets_the_columns_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_table(tmp_path / "table.parquet", columns())
+    write_table(tmp_path / "table.parquet", columns() | {"name": np.array(["a"] * 2000)})
     monkeypatch.setattr("sys.argv", ["fluvial", "init", str(tmp_path / "table.parquet")])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
     out = capsys.readouterr().out
     assert "30 % are exactly 0" in out
+    assert "text: of use once it is numbers" in out
     assert "whole numbers" in out
 
 

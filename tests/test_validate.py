@@ -143,6 +143,19 @@ def test_a_table_without_context() -> None:
     assert report.rows_kept == 3
 
 
+def test_angles_of_another_unit_are_found() -> None:
+    schema = Schema((Column("phi", "target", period=(-math.pi, math.pi)), Column("x", "target")))
+    x, turn = np.linspace(0, 1, 50), np.linspace(0, 1, 50)
+    message = fault({"phi": 360 * turn - 180, "x": x}, schema)
+    assert "phi: values from -180 to 180 span 57.3 turns of its period [-3.14159, 3.14159]" in message
+    assert "(degrees or radians?)" in message
+    for start in (-math.pi, 0.0, 1.0):  # one turn, wherever it begins
+        out, _ = validate({"phi": start + 2 * math.pi * turn, "x": x}, schema, where="m")
+        assert np.abs(out["phi"]).max() <= math.pi
+    dropped = {"phi": np.append(turn, np.nan), "x": np.append(x, 0.5)}
+    assert validate(dropped, schema, where="m", missing="drop")[1].rows_kept == 50
+
+
 def test_infinite_supports_hold_the_largest_float() -> None:
     schema = Schema((Column("x", "target", support=Support(-math.inf, math.inf)),))
     x = np.array([-1.7976931348623157e308, 1.7976931348623157e308])

@@ -21,6 +21,7 @@ from fluvial.words import is_folder, read_given
 
 if TYPE_CHECKING:
     from fluvial.check import CheckResult
+    from fluvial.record import RunFolder
 
 app = typer.Typer(
     name="fluvial",
@@ -109,7 +110,7 @@ def fit(
     folder = RunFolder.open(density.folder)
     results = load_results(folder)
     if results:
-        _show_results(results)
+        _show_results(results, folder)
     _out(f"run     {folder.path}")
     if results:
         _out(f"report  {(folder.path / 'report.html').resolve()}")
@@ -122,10 +123,11 @@ def fit(
 def check(run: Run) -> None:
     """Check a run's density on its test rows again; print the verdicts. Exit code 1 if a check fails."""
     from fluvial.check import overall
+    from fluvial.record import RunFolder
     from fluvial.workflow import check_run
 
     results = check_run(run, on_event=_err)
-    _show_results(results)
+    _show_results(results, RunFolder.open(run))
     if overall(results) == "fail":
         raise typer.Exit(1)
 
@@ -146,11 +148,13 @@ def recalibrate(
     density, fit = mend(run, out, on_event=_err)
     if fit.options is None or density.recalibration is None or density.folder is None:
         _out(
-            f"nothing to mend: no map of its latent space gains on {fit.rows:,} held-out rows; no run was made"
+            f"nothing to mend: no map of its latent space gains on {fit.rows:,} held-out rows; no run was made. What a "
+            "check still finds is then not a matter of widths: more training, or a larger flow, may help."
         )
         return
     test = density.recalibration["test"]
-    _show_results(load_results(RunFolder.open(density.folder)))
+    folder = RunFolder.open(density.folder)
+    _show_results(load_results(folder), folder)
     _out(
         f"log p     +{measured(test['gain'], test['gain_error'])} nats per row on {test['rows']:,} test rows".replace(
             "+−", "−"
@@ -442,7 +446,7 @@ def _err(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _show_results(results: list[CheckResult]) -> None:
-    from fluvial.report.console import result_lines
+def _show_results(results: list[CheckResult], run: RunFolder) -> None:
+    from fluvial.report.console import of_run
 
-    _out("\n".join(result_lines(results)))
+    _out("\n".join(of_run(results, run)))

@@ -21,9 +21,7 @@ class Machine(_Strict):
 
     system: str = Field(description="operating system")
     processor: str = Field(description="its name, as the system gives it")
-    cores: int | None = Field(
-        description="of the machine; null where the system does not say"
-    )
+    cores: int | None = Field(description="of the machine; null where the system does not say")
     threads: int = Field(description="of each process, for mathematics")
 
 

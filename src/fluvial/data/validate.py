@@ -17,6 +17,8 @@ from fluvial.data.schema import Column, Schema
 from fluvial.errors import DataError, nearest
 
 Handling = Literal["error", "drop"]
+#: By how much of a turn angles may span more than one: ends of both kinds, rounded.
+TURN_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Validation:
         self._read = self._kept = 0
         self._faults = {c.name: {"missing": Fault(), "outside": Fault()} for c in schema.columns}
         self._range = {c.name: [math.inf, -math.inf] for c in schema.columns}
+        self._angles = {c.name: [math.inf, -math.inf] for c in schema.columns if c.period is not None}
 
     def add(
         self, table: Mapping[str, np.ndarray], rows: np.ndarray | None = None
@@ -123,8 +126,13 @@ class Validation:
         if kept:
             for name, values in columns.items():
                 sound = values if keep is None else values[keep]
-                low, high = self._range[name]
-                self._range[name] = [min(low, float(sound.min())), max(high, float(sound.max()))]
+                _widen(self._range[name], sound)
+        for (
+            name,
+            ends,
+        ) in self._angles.items():  # as they stand in the table, before they are brought into one turn
+            angles = np.asarray(table[name], dtype=np.float64)
+            _widen(ends, angles[np.isfinite(angles)])
         return columns, keep
 
     def finish(self) -> Report:
@@ -138,6 +146,7 @@ class Validation:
                 elif fault.count:
                     describe = _missing if reason == "missing" else _outside
                     faults.append(describe(column, fault, self._locate(fault.row)))
+        faults += _turns(self._angles, self._schema)
         if self._kept:
             faults += _constants(self._range, self._schema)
         elif not faults:
@@ -238,6 +247,28 @@ def _outside(column: Column, fault: Fault, where: str) -> str:
         f"{fault.value:g}; mend the data, widen `support` under [columns.{column.name}], or set "
         '`outside = "drop"` under [data] to drop those rows'
     )
+
+
+def _widen(ends: list[float], values: np.ndarray) -> None:
+    if values.size:
+        ends[:] = [min(ends[0], float(values.min())), max(ends[1], float(values.max()))]
+
+
+def _turns(angles: Mapping[str, Sequence[float]], schema: Schema) -> list[str]:
+    """Describe the periodic columns whose values span more than one turn: of another unit, or of a wrong period."""
+    faults = []
+    for column in schema.columns:
+        if column.period is None:
+            continue
+        (low, high), turn = angles[column.name], column.period[1] - column.period[0]
+        if high - low > turn * (1 + TURN_SLACK):
+            a, b = column.period
+            faults.append(
+                f"{column.name}: values from {low:g} to {high:g} span {(high - low) / turn:.3g} turns of its period "
+                f"[{a:g}, {b:g}]; correct `period` under [columns.{column.name}] (degrees or radians?), or bring the "
+                "angles into one turn"
+            )
+    return faults
 
 
 def _constants(ranges: Mapping[str, Sequence[float]], schema: Schema) -> list[str]:

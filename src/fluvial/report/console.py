@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fluvial.check import CheckResult
 from fluvial.check.result import SYMBOLS
+from fluvial.record import RunFolder
 from fluvial.report.page import measured, needs, verdict_sentence
 
 #: Results shown one by one; of more, those that pass are folded.
 FEW = 30
 #: How a user of studies gets more rows into the checks.
 CONTEXTS = "A larger `contexts` under [check] draws at more test rows."
+#: And where the checks use all test rows already.
+TEST_ROWS = (
+    "All test rows are used: a larger table, or a larger share for `test` under [data] split, gives more."
+)
+#: The validation loss still falls if it fell by so many nats over the last tenth of the epochs.
+STILL_FALLS = 0.02
 
 
 def result_lines(results: Sequence[CheckResult], how_to_more: str = CONTEXTS) -> list[str]:
@@ -66,6 +74,35 @@ def table_lines(rows: list[list[str]], header: list[str]) -> list[str]:
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         for row in [header, ["─" * w for w in widths], *rows]
     ]
+
+
+def of_run(results: Sequence[CheckResult], run: RunFolder) -> list[str]:
+    """Return the lines that show the results of a run: with what its record says of how to get better ones."""
+    record = run.record()
+    used = record["study"]["check"]["contexts"] >= record["checks"].get("test_rows", 0)
+    lines = result_lines(results, TEST_ROWS if used else CONTEXTS)
+    budget = str(record["stopped"]).startswith("budget")
+    if (
+        budget
+        and any(r.verdict == "fail" for r in results)
+        and (fall := late_fall(run.metrics())) > STILL_FALLS
+    ):
+        lines.append(
+            f"The validation loss still fell when the budget ended, by {fall:.2g} nats in the last tenth of the epochs: "
+            "a larger one under [training] is the first thing to try."
+        )
+    return lines
+
+
+def late_fall(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Return by how much the validation loss fell over the last tenth of the epochs, the last at least, in nats per row.
+
+    >>> late_fall([{"validation_loss": v} for v in (3.0, 2.0, 1.5)])
+    0.5
+    """
+    losses = [m["validation_loss"] for m in metrics if m["validation_loss"] is not None]
+    back = max(1, len(losses) // 10)
+    return losses[-1 - back] - losses[-1] if len(losses) > back else 0.0
 
 
 def _nearness(r: CheckResult) -> float:

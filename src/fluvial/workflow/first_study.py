@@ -91,7 +91,8 @@ def describe(reader: Reader, names: Sequence[str], targets: Sequence[str] | None
         except DataError as error:
             if targets is not None:
                 raise
-            out.append(Found(name, str(error)))
+            text = "string" in reader.columns()[name]
+            out.append(Found(name, "text: of use once it is numbers" if text else str(error)))
             continue
         out.append(describe_column(name, values, target=targets is None or name in targets))
     return out
@@ -124,7 +125,10 @@ def describe_column(name: str, values: np.ndarray, *, target: bool = True) -> Fo
     often = counts > max(ATOM_SHARE * len(finite), 5 * np.median(counts))
     atoms = distinct[often] if 0 < often.sum() <= MOST_ATOMS else distinct[:0]
     rest = distinct[~np.isin(distinct, atoms)]
-    lines = _bounds(rest, atoms) if target or len(atoms) else _context_lines(rest)
+    if len(atoms):
+        lines = _bounds(rest)
+    else:
+        lines = _turn(rest) or (_bounds(rest) if target else _context_lines(rest))
     if len(atoms):
         lines["atoms"] = "[" + ", ".join(f"{a:.17g}" for a in atoms) + "]"
         share = counts[often].sum() / len(finite)
@@ -147,17 +151,23 @@ def _some(reader: Reader, name: str) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def _bounds(rest: np.ndarray, atoms: np.ndarray) -> dict[str, str]:
-    """Return the support that values have, or the period of an angle."""
-    low, high = float(rest[0]), float(rest[-1])
+def _turn(values: np.ndarray) -> dict[str, str]:
+    """Return the period of an angle, of values that come up to both ends of one turn."""
+    low, high = float(values[0]), float(values[-1])
     for a, b, text in (
         (-math.pi, math.pi, '"pi"'),
         (0.0, 2 * math.pi, '[0, "2pi"]'),
         (-180.0, 180.0, "[-180, 180]"),
     ):
         near = _TOUCH * (b - a)
-        if a <= low < a + near and b - near < high <= b * (1 + 1e-6) and not len(atoms):
+        if a <= low < a + near and b - near < high <= b * (1 + 1e-6):
             return {"period": text}
+    return {}
+
+
+def _bounds(rest: np.ndarray) -> dict[str, str]:
+    """Return the support that values have."""
+    low, high = float(rest[0]), float(rest[-1])
     if low > 0 and high < 1 and high > 1 - 5 * _TOUCH:
         return {"support": "[0, 1]"}
     if low > -1 and high < 1 and low < -1 + _TOUCH and high > 1 - _TOUCH:
