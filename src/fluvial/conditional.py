@@ -371,9 +371,11 @@ def _check_support(values: np.ndarray, columns: tuple[Column, ...], what: str) -
         if bad.any():
             first = values[..., i][bad].flat[0]
             outside = "outside the support" if column.plain else "not among"
+            fault = f"{outside} {column.describe_support()}{_unit(column)}"
+            if np.isnan(first):
+                fault = "missing; expected a number"
             raise DataError(
-                f"{what}: {column.name} = {first:g} is {outside} {column.describe_support()}{_unit(column)} "
-                f"({int(bad.sum())} of {bad.size} values)."
+                f"{what}: {column.name} = {first:g} is {fault} ({int(bad.sum())} of {bad.size} values)."
             )
 
 

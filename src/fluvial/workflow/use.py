@@ -221,12 +221,13 @@ def read_columns(path: str | Path, columns: Sequence[Column]) -> dict[str, np.nd
         if column.length is not None:
             continue  # what can be wrong with an array, the density itself says
         values = table[column.name]
-        if column.role == "target":
-            bad, what = np.isnan(values), "missing"
-        else:
+        bad = missing = np.isnan(values)
+        if column.role == "context":
             bad = ~column.contains(values)
-            what = f"missing or outside the support {column.describe_support()}"
         if bad.any():
+            faults = ["missing"] if missing.any() else []
+            faults += [f"outside the support {column.describe_support()}"] if (bad & ~missing).any() else []
+            what = " or ".join(faults)
             row = int(bad.argmax())
             raise DataError(
                 f"{path}: column {column.name}: {int(bad.sum())} of {len(values)} values are {what}, the "
