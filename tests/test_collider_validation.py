@@ -205,3 +205,20 @@ def test_command_line(
     assert (code, "each of a name of its own" in err) == (2, True)
     code, _, err = run(str(tmp_path / "none.parquet"))
     assert code == 2
+
+
+def test_errors_of_a_roc_where_it_bends() -> None:
+    """Pulls about the exact curve have width 1, next to a tail of the signal among the background too."""
+    rng = np.random.default_rng(4)
+    tpr = np.array([0.6, 0.9, 0.95, 0.98])
+
+    def scores(n: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.where(rng.random(n) < 0.03, rng.normal(-2, 0.5, n), rng.normal(3, 1, n)), rng.normal(size=n)
+
+    exact = roc(*scores(2_000_000), tpr).fpr
+    found = [roc(*scores(3000), tpr) for _ in range(300)]
+    pulls = np.array([(r.fpr - exact) / r.error for r in found])
+    assert np.abs(pulls.std(axis=0) - 1).max() < 0.2
+    assert np.abs(pulls.mean(axis=0)).max() < 0.35
+    ends = roc(*scores(3000), np.array([0.0, 1.0]))
+    assert np.isfinite(ends.error).all()

@@ -170,7 +170,8 @@ def roc(signal: NDArray[Any], background: NDArray[Any], tpr: Array = TRUE_POSITI
     r"""Return the false-positive rate at each true-positive rate t, a cut on a score from above.
 
     The standard error has two parts: of the share f of the background, :math:`\sqrt{f(1-f)/n_b}`, and of where the cut
-    falls, :math:`|df/dt| \sqrt{t(1-t)/n_s}`. Scores that stand together (a tagger that failed) pass in proportion.
+    falls: :math:`|df/dt|\, s` with :math:`s = \sqrt{t(1-t)/n_s}`, the slope being that between :math:`t \pm 2s`, as far as
+    the cut may well fall. Scores that stand together (a tagger that failed) pass in proportion.
 
     >>> roc(np.arange(100) + 50.0, np.arange(100.0), np.array([0.5])).fpr.round(2).tolist()
     [0.0]
@@ -181,9 +182,10 @@ def roc(signal: NDArray[Any], background: NDArray[Any], tpr: Array = TRUE_POSITI
     # From the highest cut down both rates rise; between neighbouring cuts a share of the ties is taken.
     at_s, at_b = np.append(0.0, above_s[::-1]), np.append(0.0, above_b[::-1])
     fpr = np.interp(tpr, at_s, at_b)
-    step = np.minimum(0.02, np.minimum(tpr, 1 - tpr))
-    slope = (np.interp(tpr + step, at_s, at_b) - np.interp(tpr - step, at_s, at_b)) / (2 * step)
-    error = np.sqrt(np.maximum(fpr * (1 - fpr), 1 / len(b)) / len(b) + slope**2 * tpr * (1 - tpr) / len(s))
+    spread = np.sqrt(tpr * (1 - tpr) / len(s))
+    left, right = np.maximum(tpr - 2 * spread, 0.0), np.minimum(tpr + 2 * spread, 1.0)
+    slope = (np.interp(right, at_s, at_b) - np.interp(left, at_s, at_b)) / np.maximum(right - left, 1e-12)
+    error = np.sqrt(np.maximum(fpr * (1 - fpr), 1 / len(b)) / len(b) + (slope * spread) ** 2)
     return Roc(tpr, fpr, error)
 
 
