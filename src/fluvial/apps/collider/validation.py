@@ -170,8 +170,8 @@ def roc(signal: NDArray[Any], background: NDArray[Any], tpr: Array = TRUE_POSITI
     r"""Return the false-positive rate at each true-positive rate t, a cut on a score from above.
 
     The standard error has two parts: of the share f of the background, :math:`\sqrt{f(1-f)/n_b}`, and of where the cut
-    falls: :math:`|df/dt|\, s` with :math:`s = \sqrt{t(1-t)/n_s}`, the slope being that between :math:`t \pm 2s`, as far as
-    the cut may well fall. Scores that stand together (a tagger that failed) pass in proportion.
+    falls: :math:`|df/dt|\, s` with :math:`s = \sqrt{t(1-t)/n_s}`, the slope being that between :math:`t \pm 2s`, as far
+    as the cut may well fall. Scores that stand together (a tagger that failed) pass in proportion.
 
     >>> roc(np.arange(100) + 50.0, np.arange(100.0), np.array([0.5])).fpr.round(2).tolist()
     [0.0]
