@@ -87,7 +87,6 @@ def run_checks(
     arrays.update({f"cells_{name}": value for name, value in vars(cells).items()})
     arrays.update(_panels(density, rows, study, tell))
     log_prob, chosen = arrays.pop("log_prob"), arrays.pop("chosen")
-    tell("fitting baselines")
     few = {name: values[chosen] for name, values in table.items()}
     beside = trust.compare_baselines(density, rows, few, log_prob[chosen], seed, tell)
     density.novelty = trust.fit_novelty(density, rows, seed)

@@ -152,7 +152,6 @@ def _headline(
 ) -> list[tuple[str, str, str]]:
     """Return the three numbers that matter: how far from the truth, how good, how well calibrated."""
     checks, training = record["checks"], record["training"]
-    unit = _per_unit([c.unit or c.name for c in schema.targets])
     made = [b for b in beside if b.made]
     if checks.get("kl") is not None:
         first = (
@@ -179,7 +178,7 @@ def _headline(
         (
             "test −log p",
             f"{page.measured(checks['test_nll'], checks['test_nll_error'])} nats",
-            f"mean per row over {checks['test_rows']:,} rows that the fit has not seen; density per {unit}",
+            f"mean per row over {checks['test_rows']:,} rows that the fit has not seen; {_measure(schema)}",
         ),
     ]
     coverage = next((r for r in results if r.name == "coverage"), None)
@@ -252,6 +251,15 @@ def _weights(weight: dict[str, Any]) -> str:
         f"column {weight['column']}; the rows are worth so many equal ones: {equal}. "
         "Checks and figures are of rows drawn in proportion to their weights"
     )
+
+
+def _measure(schema: Schema) -> str:
+    """Return in a few words what a density of the targets is per."""
+    if any(c.mixed or c.kind == "integer" for c in schema.targets):
+        return "probabilities of atoms and integers, densities elsewhere"
+    if not any(c.unit for c in schema.targets):
+        return "density per unit of each target"
+    return f"density per {_per_unit([c.unit or c.name for c in schema.targets])}"
 
 
 def _per_unit(units: list[str]) -> str:

@@ -54,10 +54,16 @@ def _beside(beside: list[Baseline]) -> page.Section:
     rows += [
         [b.name, page.measured(b.nll, b.error), page.measured(b.gain, b.gain_error)] for b in beside if b.made
     ]
-    missing = [f"{b.name[0].upper()}{b.name[1:]}: {b.note}." for b in beside if not b.made]
     made = [b for b in beside if b.made]
+    notes = {b.note: [other.name for other in beside if other.note == b.note] for b in beside if not b.made}
+    text = [f"{', '.join(names)[0].upper()}{', '.join(names)[1:]}: {note}." for note, names in notes.items()]
     figures = []
     if made:
+        text.insert(
+            0,
+            f"Densities that need no flow, fitted to training rows and scored on the same {made[0].n:,} test rows as the "
+            "flow, its column transforms included; the gain is taken row by row.",
+        )
         figures = [
             page.FigureItem(
                 trust_plots.baselines(beside),
@@ -68,9 +74,7 @@ def _beside(beside: list[Baseline]) -> page.Section:
     return page.Section(
         "Against simpler densities",
         figures,
-        f"Densities that need no flow, fitted to training rows and scored on the same {made[0].n if made else 0:,} test "
-        "rows as the flow, its column transforms included; the gain is taken row by row.\n\n"
-        + "\n\n".join(missing),
+        "\n\n".join(text),
         rows if made else (),
     )
 

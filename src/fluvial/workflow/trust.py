@@ -143,10 +143,11 @@ def compare_baselines(
     schema = rows.schema
     if not density.plain:
         note = (
-            "left out, as it is a density per unit of every target: with atoms or integers log p of the flow counts "
-            "probabilities too, and a difference of the two would mean nothing"
+            "left out, since log p of the flow counts the probabilities of atoms or integers too: its difference from a "
+            "density per unit of every target would mean nothing"
         )
         return [Baseline(name, note=note) for name in names]
+    tell("fitting baselines")
     train = some(rows, rows.split.train, BASELINE_ROWS, seed)
     x, _ = density.target_transforms.forward(columns(train, schema.target_names))
     y, logdet = density.target_transforms.forward(columns(table, schema.target_names))
