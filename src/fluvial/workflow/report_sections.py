@@ -83,11 +83,12 @@ def _against_draws(schema: Schema, arrays: Arrays) -> page.Section:
     panels, columns = panel_list(schema, arrays), schema.targets
     # A figure of so many rows that it fits a page, and a phone.
     each = 3 if len(columns) <= 3 else 1
+    what = "Each row is one context" if each > 1 else "One context"
     figures = [
         page.FigureItem(
             marginals(panels[start : start + each], columns),
-            "Each row is one context: points are all its rows, those of training included, the line is drawn from the "
-            "fit; beneath, their ratio, which should scatter about 1 within its error bars.",
+            f"{what}: points are all its rows, those of training included, the line is drawn from the fit; beneath, their "
+            "ratio, which should scatter about 1 within its error bars.",
         )
         for start in range(0, len(panels), each)
     ]
