@@ -87,8 +87,8 @@ def _against_draws(schema: Schema, arrays: Arrays) -> page.Section:
     figures = [
         page.FigureItem(
             marginals(panels[start : start + each], columns),
-            f"{what}: points are all its rows, those of training included, the line is drawn from the fit; beneath, their "
-            "ratio, which should scatter about 1 within its error bars.",
+            f"{what}: points are all its rows, those of training included, the line is drawn from the fit; beneath, "
+            "their ratio, which should scatter about 1 within its error bars.",
         )
         for start in range(0, len(panels), each)
     ]
