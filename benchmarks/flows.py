@@ -163,7 +163,7 @@ bfloat16 (`precision = "bf16"`) over the best peer in PyTorch, which trains in f
 
 ## Peak memory
 
-MiB above what the process held after its imports.
+MiB above what the process held after its imports, those that PyTorch makes for its first optimizer included.
 
 {markdown_table(_memory(rows))}
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from peers.work import LEARNING_RATE
 
+#: PyTorch imports some 70 MiB when its first optimizer is built: an import, not memory of the work.
+torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
 
 class TorchContender:
     """A flow in PyTorch, driven through two functions of tensors.
