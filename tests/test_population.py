@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -155,6 +156,25 @@ def test_table_and_exact_likelihood_give_the_same_posterior():
     width = b.samples.std(0)
     assert np.abs(a.samples.mean(0) - b.samples.mean(0)) == pytest.approx(0, abs=0.35 * width.min())
     assert a.samples.std(0) == pytest.approx(width, rel=0.2)
+
+
+@pytest.mark.parametrize(("variance", "good"), [(0.01, False), (0.8, True), (math.inf, True)])
+def test_a_table_need_not_follow_the_noise_of_the_likelihood(monkeypatch, variance, good):
+    likelihood = PopulationLikelihood(Normal(), _events(np.random.default_rng(4), samples=100), PRIORS)
+    exact = likelihood.terms
+
+    def wiggling(values):  # 0.2 nats, far finer than any table
+        terms = exact(values)
+        noise = 0.28 * np.sin(1e4 * np.asarray(values)[..., 0])
+        found = {"unguarded": terms.unguarded + noise, "variance": np.full(len(noise), variance)}
+        return dataclasses.replace(terms, **found)
+
+    monkeypatch.setattr(likelihood, "terms", wiggling)
+    heard = []
+    posterior = sample_posterior(likelihood, sampler="table", draws=500, seed=1, tell=heard.append)
+    assert any("emcee would be exact" in note for note in posterior.notes) != good
+    assert any("a finer one" in line for line in heard) != good
+    assert 0.15 < posterior.diagnostics["table_error"] < 0.3
 
 
 def test_same_seed_same_posterior():

@@ -20,6 +20,9 @@ SAMPLERS = ("auto", "table", "emcee", "nautilus", "nuts")
 EXACT = 100
 #: Largest root-mean-square error of a tabulated log-likelihood, in nats.
 TABLE_ERROR = 0.1
+#: Or of so much of the standard deviation that the Monte-Carlo sums leave to the log-likelihood, where that is more:
+#: between its samples the likelihood is not smooth, and a table that followed it there would follow noise.
+TABLE_SHARE = 1 / 3
 #: Most points at which a table is evaluated to draw from it.
 MOST_POINTS = 4_000_000
 #: emcee's advice: a chain of so many autocorrelation times can be trusted.
@@ -126,7 +129,8 @@ def sample_posterior(
         hundred evaluations instead of tens of thousands, and draws from that, independently; it is compared with the
         likelihood at draws of the posterior. ``"emcee"`` is the affine-invariant ensemble, ``"nautilus"``
         importance nested sampling (the evidence too), ``"nuts"`` pyro's (the density must have gradients). ``"auto"``,
-        the default, is the table where it comes out right within 0.1 nats, else emcee.
+        the default, is the table where it comes out right within 0.1 nats, or within a third of the Monte-Carlo error
+        of the log-likelihood itself where that is more; else emcee.
     draws : int
         How many draws to return.
     seed : int
@@ -199,11 +203,14 @@ class _Counted:
         self.likelihood = likelihood
         self.calls = 0
 
+    def terms(self, u: np.ndarray) -> Terms:
+        self.calls += len(u)
+        return self.likelihood.terms(self.likelihood.from_unit(u))
+
     def __call__(self, u: np.ndarray, *, guarded: bool = True) -> np.ndarray:
         inside = ((u >= 0) & (u <= 1)).all(-1)
         out = np.full(len(u), -np.inf)
-        terms = self.likelihood.terms(self.likelihood.from_unit(u[inside]))
-        self.calls += int(inside.sum())
+        terms = self.terms(u[inside])
         out[inside] = terms.log_likelihood if guarded else terms.unguarded
         return out
 
@@ -244,14 +251,26 @@ def _from_table(
 ) -> Drawn | None:
     """Draw from a table of the log-likelihood, if it is as good as the likelihood itself where the posterior is."""
 
-    def error_of(table: ChebyshevTable) -> float:
+    def judge(table: ChebyshevTable) -> tuple[float, float]:
+        """Return how far the table is off where the posterior is, and how far it may be, in nats."""
         u, _ = _resampled(table, 64, rng)
-        difference = table(u) - counted(u, guarded=False)
-        return float(np.std(difference)) if np.isfinite(difference).all() else math.inf
+        terms = counted.terms(u)
+        difference = table(u) - terms.unguarded
+        if not np.isfinite(difference).all():
+            return math.inf, TABLE_ERROR
+        return float(np.std(difference)), max(
+            TABLE_ERROR, TABLE_SHARE * min(1.0, math.sqrt(terms.variance.mean()))
+        )
 
-    made = tabulate(
-        lambda u: counted(u, guarded=False), dim, rng, right=lambda table: error_of(table) <= TABLE_ERROR
-    )
+    def right(table: ChebyshevTable) -> bool:
+        error, allowed = judge(table)
+        good = error <= allowed
+        if not good:
+            size = " × ".join(map(str, table.values.shape))
+            tell(f"a table of {size} is right within {error:.2g} nats ({allowed:.2g} allowed): a finer one")
+        return good
+
+    made = tabulate(lambda u: counted(u, guarded=False), dim, rng, right=right)
     if made is None:
         if wanted:
             raise DataError(
@@ -259,11 +278,11 @@ def _from_table(
                 "finite); take emcee."
             )
         return None
-    error = error_of(made)
+    error, allowed = judge(made)
     u, effective = _resampled(made, draws, rng)
     tell(f"log-likelihood in a table after {counted.calls} evaluations: right within {error:.2g} nats")
     notes = []
-    if error > TABLE_ERROR:
+    if error > allowed:
         if not wanted:
             return None
         notes.append(
