@@ -22,7 +22,7 @@ EXACT = 100
 TABLE_ERROR = 0.1
 #: Or of so much of the standard deviation that the Monte-Carlo sums leave to the log-likelihood, where that is more:
 #: between its samples the likelihood is not smooth, and a table that followed it there would follow noise.
-TABLE_SHARE = 1 / 3
+TABLE_SHARE = 0.5
 #: Most points at which a table is evaluated to draw from it.
 MOST_POINTS = 4_000_000
 #: emcee's advice: a chain of so many autocorrelation times can be trusted.
@@ -129,7 +129,7 @@ def sample_posterior(
         hundred evaluations instead of tens of thousands, and draws from that, independently; it is compared with the
         likelihood at draws of the posterior. ``"emcee"`` is the affine-invariant ensemble, ``"nautilus"``
         importance nested sampling (the evidence too), ``"nuts"`` pyro's (the density must have gradients). ``"auto"``,
-        the default, is the table where it comes out right within 0.1 nats, or within a third of the Monte-Carlo error
+        the default, is the table where it comes out right within 0.1 nats, or within half the Monte-Carlo error
         of the log-likelihood itself where that is more; else emcee.
     draws : int
         How many draws to return.
