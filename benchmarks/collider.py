@@ -252,7 +252,9 @@ def main() -> None:
     packages = versions(["fluvial", "torch", "numpy", "uproot", "awkward", "nflows"])
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
-    command = f"benchmarks/collider.py --threads {options.threads}" + (" --quick" if options.quick else "")
+    command = f"benchmarks/collider.py --threads {options.threads} --seconds {options.seconds:g}" + (
+        " --quick" if options.quick else ""
+    )
     text = page(rows, where_and_when(host, packages), command)
     if options.json:
         write_json(options.json, rows, machine=host, versions=packages)

@@ -134,7 +134,8 @@ def page(rows: list[Row], where: str, options: argparse.Namespace) -> str:
         f"{100 * ERROR:.0f} %, found with probability M/(M + {HALF:g}) of the measured M_0, and the hyperparameters "
         "inferred with the flows that never saw them: median, and interval of 90 %. The likelihood is believed where "
         f"every event has {options.least_effective:g} effective samples of {options.samples}.\n\n"
-        f"{markdown_table(shown)}\n\n{where}\n\nMade with `python benchmarks/cosmic.py --data cosmic.parquet`.\n"
+        f"{markdown_table(shown)}\n\n{where}\n\nMade with `python benchmarks/cosmic.py --data cosmic.parquet "
+        f"--members {options.members} --epochs {options.epochs} --events {options.events} --samples {options.samples}`.\n"
     )
 
 

@@ -146,9 +146,8 @@ def test_posterior_covers_the_truth(selected):
 
 def test_table_and_exact_likelihood_give_the_same_posterior():
     events = _events(np.random.default_rng(4), number=15, samples=60)
-    likelihood = PopulationLikelihood(
-        Normal(), events, PRIORS, least_effective=1
-    )  # no place is refused to emcee
+    # No place is refused to emcee.
+    likelihood = PopulationLikelihood(Normal(), events, PRIORS, least_effective=1)
     a = sample_posterior(likelihood, draws=4000, seed=1)
     b = sample_posterior(likelihood, sampler="emcee", draws=500, seed=2)
     assert (a.sampler, b.sampler) == ("table", "emcee")

@@ -125,14 +125,11 @@ class Validation:
         self._read, self._kept = self._read + size, self._kept + kept
         if kept:
             for name, values in columns.items():
-                sound = values if keep is None else values[keep]
-                _widen(self._range[name], sound)
-        for (
-            name,
-            ends,
-        ) in self._angles.items():  # as they stand in the table, before they are brought into one turn
-            angles = np.asarray(table[name], dtype=np.float64)
-            _widen(ends, angles[np.isfinite(angles)])
+                _widen(self._range[name], values if keep is None else values[keep])
+            for name, ends in self._angles.items():
+                # As they stand in the table, before they are brought into one turn.
+                angles = np.asarray(table[name], dtype=np.float64)
+                _widen(ends, angles if keep is None else angles[keep])
         return columns, keep
 
     def finish(self) -> Report:
@@ -250,8 +247,7 @@ def _outside(column: Column, fault: Fault, where: str) -> str:
 
 
 def _widen(ends: list[float], values: np.ndarray) -> None:
-    if values.size:
-        ends[:] = [min(ends[0], float(values.min())), max(ends[1], float(values.max()))]
+    ends[:] = [min(ends[0], float(values.min())), max(ends[1], float(values.max()))]
 
 
 def _turns(angles: Mapping[str, Sequence[float]], schema: Schema) -> list[str]:

@@ -125,11 +125,10 @@ def describe_column(name: str, values: np.ndarray, *, target: bool = True) -> Fo
     often = counts > max(ATOM_SHARE * len(finite), 5 * np.median(counts))
     atoms = distinct[often] if 0 < often.sum() <= MOST_ATOMS else distinct[:0]
     rest = distinct[~np.isin(distinct, atoms)]
-    if len(atoms):
-        lines = _bounds(rest)
-    else:
+    if not len(atoms):
         lines = _turn(rest) or (_bounds(rest) if target else _context_lines(rest))
-    if len(atoms):
+    else:
+        lines = _bounds(rest)
         lines["atoms"] = "[" + ", ".join(f"{a:.17g}" for a in atoms) + "]"
         share = counts[often].sum() / len(finite)
         said += f"; {100 * share:.2g} % are exactly {', '.join(f'{a:g}' for a in atoms)}"

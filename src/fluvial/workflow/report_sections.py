@@ -55,8 +55,8 @@ def _beside(beside: list[Baseline]) -> page.Section:
         [b.name, page.measured(b.nll, b.error), page.measured(b.gain, b.gain_error)] for b in beside if b.made
     ]
     made = [b for b in beside if b.made]
-    notes = {b.note: [other.name for other in beside if other.note == b.note] for b in beside if not b.made}
-    text = [f"{', '.join(names)[0].upper()}{', '.join(names)[1:]}: {note}." for note, names in notes.items()]
+    notes = {b.note: ", ".join(a.name for a in beside if a.note == b.note) for b in beside if not b.made}
+    text = [f"{names[0].upper()}{names[1:]}: {note}." for note, names in notes.items()]
     figures = []
     if made:
         text.insert(
