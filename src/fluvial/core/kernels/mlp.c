@@ -56,8 +56,6 @@ int fluvial_has_bf16(void) {
 
 static int maps_of(const Network *net) { return net->hidden + net->gates + 2; }
 
-static long tiles_of(long n) { return (n + TILE - 1) / TILE; }
-
 static void *take(long bytes) { return aligned_alloc(64, (size_t)padded(bytes, 64)); }
 
 /* Maps, packed; null if there is no memory. All of it is one piece of memory. */
@@ -98,7 +96,7 @@ static long scratch_of(const Network *net) {
 
 /* Floats that `saved` of the forward pass must hold for the backward pass. */
 long fluvial_mlp_saved(const Network *net, long n) {
-    return tiles_of(n) * TILE * slots(net) * leading(net->width);
+    return tiles_of(n) * most_rows(n) * slots(net) * leading(net->width);
 }
 
 /* out [n][outputs] from x [n][inputs] and context [n][context]; `saved` may be null. Returns 0, or 1 without memory. */

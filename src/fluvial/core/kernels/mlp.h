@@ -2,7 +2,7 @@
 #ifndef FLUVIAL_MLP_H
 #define FLUVIAL_MLP_H
 
-/* Rows that go through the network together, what rows and columns of buffers are padded to, and how many buffers of
+/* The most rows that go through the network together, what rows and columns of buffers are padded to, and how many buffers of
  * the size of a hidden layer a thread has, and how many outputs' gradients are gathered at a time. */
 enum { TILE = 192, PAD = 32, BUFFERS = 5, GROUP = 120 };
 
@@ -40,6 +40,20 @@ typedef struct {
 } Pass;
 
 static inline long padded(long n, long to) { return (n + to - 1) / to * to; }
+
+/* Rows are dealt out in blocks of 8 to tiles of at most TILE rows, about equally: threads, which take whole tiles, then
+ * have as much to do as each other. */
+static inline long blocks_of(long n) { return (n + 7) / 8; }
+static inline long tiles_of(long n) {
+    long tiles = (blocks_of(n) + TILE / 8 - 1) / (TILE / 8);
+    return tiles > 2 ? padded(tiles, 4) : tiles;
+}
+static inline long first_row(long n, long tile) {
+    long row = blocks_of(n) * tile / tiles_of(n) * 8;
+    return row < n ? row : n;
+}
+/* Rows of the largest tile, and those that a block of any height adds to them. */
+static inline long most_rows(long n) { return padded((blocks_of(n) + tiles_of(n) - 1) / tiles_of(n) * 8, 24); }
 
 /* What lies between rows of a buffer: whole blocks, and an odd number of cache lines, so that the rows of a panel do not
  * share a few sets of the cache. */

@@ -417,6 +417,7 @@ typedef struct {
     const Network *net;
     const Linear *hidden, *gates, *last;
     long ld, lde, start, rows; /* leading dimensions of hidden layers and of the entrance; the rows of this tile */
+    long size;                 /* numbers of a slot */
     float *entrance, *buffers[BUFFERS], *saved, *copy, *pairs;
 } Tile;
 
@@ -449,14 +450,14 @@ static Tile tile_of(const Pass *pass, float *scratch) {
 }
 
 static void go_to(Tile *t, long number) {
-    long size = TILE * t->ld;
-    t->start = number * TILE;
-    t->rows = t->pass->n - t->start < TILE ? t->pass->n - t->start : TILE;
-    t->saved = t->pass->saved ? t->pass->saved + number * slots(t->net) * size : 0;
+    t->start = first_row(t->pass->n, number);
+    t->rows = first_row(t->pass->n, number + 1) - t->start;
+    t->size = most_rows(t->pass->n) * t->ld;
+    t->saved = t->pass->saved ? t->pass->saved + number * slots(t->net) * t->size : 0;
     enter(t);
 }
 
-static float *slot(const Tile *t, int i) { return t->saved + (long)i * TILE * t->ld; }
+static float *slot(const Tile *t, int i) { return t->saved + i * t->size; }
 
 /* What a gate multiplies by: a sigmoid of a linear map of the context. */
 static void open_gate(const Tile *t, int block, float *to) {
@@ -630,8 +631,8 @@ static const float *rows_of(const float *x, long ld, long start, long rows, long
 void NAMED(linear)(const Linear *map, const Packed *packed, long n, const float *x, float *out, long first, long last,
                    float *scratch, int bf16) {
     float *pairs = bf16 ? scratch + TILE * (map->in + map->out) + 4 * PAD : 0;
-    for (long start = first * TILE; start < n && start < last * TILE; start += TILE) {
-        long rows = n - start < TILE ? n - start : TILE;
+    for (long tile = first; tile < last; tile++) {
+        long start = first_row(n, tile), rows = first_row(n, tile + 1) - start;
         Finish f = {.out = out + start * map->out, .ld_out = map->out, .rows = rows, .columns = map->out};
         multiply(packed, rows_of(x, map->in, start, rows, n, scratch), map->in, rows, &f, pairs);
     }
@@ -641,8 +642,8 @@ void NAMED(linear_back)(const Linear *map, const Packed *back, long n, const flo
                         long first, long last, float *scratch, int bf16, float *sums) {
     float *copy = scratch + TILE * (map->in + map->out) + 4 * PAD, *pairs = bf16 ? copy : 0;
     if (sums) memset(sums, 0, (size_t)sum_size(map) * sizeof(float));
-    for (long start = first * TILE; start < n && start < last * TILE; start += TILE) {
-        long rows = n - start < TILE ? n - start : TILE;
+    for (long tile = first; tile < last; tile++) {
+        long start = first_row(n, tile), rows = first_row(n, tile + 1) - start;
         const float *g = rows_of(grad, map->out, start, rows, n, scratch);
         if (sums) {
             const float *input = rows_of(x, map->in, start, rows, n, scratch + TILE * map->out + PAD);
