@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY = Path(__file__).parent / "kernels" / "kernels.so"
 
@@ -53,6 +54,26 @@ def library() -> ctypes.CDLL | None:
     found.fluvial_spline.restype = found.fluvial_spline_shared.restype = None
     found.fluvial_spline_backward.restype = None
     return found
+
+
+def records_gradients(*tensors: Tensor) -> bool:
+    """Return whether gradients of these are recorded, for a first derivative: not by a compiler, vmap, jvp and the like."""
+    return (
+        torch.is_grad_enabled()
+        and any(t.requires_grad for t in tensors)
+        and not is_transformed()
+        and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
+    )
+
+
+def is_transformed() -> bool:
+    """Return whether more than the numbers is asked for: a compiled or traced program, vmap and the like, autocast."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
+        or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[reportAttributeAccessIssue]
+        or torch.is_autocast_enabled("cpu")
+    )
 
 
 @cache

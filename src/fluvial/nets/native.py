@@ -94,7 +94,7 @@ def serves_products(net: MLP, x: Tensor, context: Tensor | None) -> bool:
     given = (x,) if context is None else (x, context)
     return (
         _library() is not None
-        and not _is_transformed()
+        and not native.is_transformed()
         and all(type(t) in (Tensor, nn.Parameter) and t.shape[:-1] == x.shape[:-1] for t in given)
         and sum(t.shape[-1] for t in given) == net.first.in_features
         and net.context == (0 if context is None else context.shape[-1])
@@ -109,7 +109,7 @@ def serves_part(net: MLP, x: Tensor) -> bool:
     """Return whether the kernel can take rows through some units of this network, without gates and context."""
     return (
         _library() is not None
-        and not _is_transformed()
+        and not native.is_transformed()
         and not net.gates
         and not net.norms
         and not (net.training and (net.bf16 or net.dropout is not None))
@@ -124,16 +124,6 @@ def part(net: MLP, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     ``weights`` are weight and bias of every map, cut to those units; there is no context.
     """
     return _forward(net, x.contiguous(), None, [w.contiguous() for w in weights], None, context=0)
-
-
-def _is_transformed() -> bool:
-    """Return whether more than the numbers is asked for: a compiled or traced program, vmap and the like, autocast."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
-        or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[reportAttributeAccessIssue]
-        or torch.is_autocast_enabled("cpu")
-    )
 
 
 def in_bf16(net: MLP) -> bool:
