@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -41,7 +42,7 @@ class AbstractFlow(nn.Module):
     loss_is_nll: bool = True
     calibrated: bool = False
     draw_rows: int = 8192
-    train_rows: int = 4096
+    train_rows: int = 8192
     validation_rows: int | None = None
 
     def __init__(self, *, targets: int, context: int = 0):
@@ -93,10 +94,11 @@ class AbstractFlow(nn.Module):
     ) -> Tensor:
         """Add the gradient of :meth:`loss` to that of the parameters, and return the loss, detached.
 
-        Rows go through ``train_rows`` at a time: their activations stay in the caches, and memory does not grow with the
-        batch. The result is that of the whole batch but for rounding; where batch norm needs the whole batch, it is used.
+        Rows go through in equal pieces of at most ``train_rows``: activations stay in the caches, and memory does not
+        grow with the batch. The result is that of the whole batch but for rounding; where batch norm needs the whole batch, it is used.
         """
-        rows = len(x) if self._has_batch_norm() else self.train_rows
+        pieces = 1 if self._has_batch_norm() else max(1, math.ceil(len(x) / self.train_rows))
+        rows = max(1, math.ceil(len(x) / pieces))
         total = x.new_zeros(())
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)

@@ -28,9 +28,9 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh)  
 #: Fewer rows than this do not repay the rearranging of the weights.
 LEAST_ROWS = 16
 _PADDED = 32  # columns, as the kernel's PAD
-#: Memory of forward passes that a backward pass is done with, and how many numbers of it are kept: 64 MiB.
+#: Memory of forward passes that a backward pass is done with, and how many numbers of it are kept: 128 MiB.
 _done: list[Tensor] = []
-_KEPT = 2**24
+_KEPT = 2**25
 _lock = Lock()
 
 
