@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluvial.data.split import _splitmix64, split_rows
+from fluvial.data.split import split_rows, splitmix64
 from fluvial.data.stream import Batches, BatchSource, Share, StreamedBatches
 from fluvial.errors import DataError, StudyError
 
@@ -21,11 +21,11 @@ FRACTIONS = (0.6, 0.2, 0.2)
 SETS = ("train", "validation", "test")
 
 
-def test_splitmix64_is_the_published_one() -> None:
+def testsplitmix64_is_the_published_one() -> None:
     """The first outputs of the reference implementation (Vigna, splitmix64.c) for the state 1234567."""
     gamma = 0x9E3779B97F4A7C15
     state = np.array([(1234567 + i * gamma) % 2**64 for i in range(1, 6)], dtype=np.uint64)
-    assert _splitmix64(state).tolist() == [
+    assert splitmix64(state).tolist() == [
         6457827717110365317,
         3203168211198807973,
         9817491932198370423,

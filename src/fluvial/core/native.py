@@ -37,7 +37,7 @@ def library() -> ctypes.CDLL | None:
     kernels = (
         "fluvial_spline",
         "fluvial_spline_shared",
-        "fluvial_gather",
+        "fluvial_read_windows",
         "fluvial_mlp",
         "fluvial_linear",
     )
@@ -46,18 +46,15 @@ def library() -> ctypes.CDLL | None:
     settings = [c_long, c_int, c_float, c_float, c_float, c_int, c_int]
     found.fluvial_spline.argtypes = found.fluvial_spline_shared.argtypes = settings + [c_void_p] * 4
     found.fluvial_spline_backward.argtypes = settings + [c_void_p] * 6
-    found.fluvial_gather.argtypes = [c_long, c_long] + [c_void_p] * 3
-    found.fluvial_gather_affine.argtypes = [c_long] * 4 + [c_void_p] * 6
-    found.fluvial_read.argtypes = [c_int, c_long] + [c_void_p] * 3
-    found.fluvial_read.restype = c_long
-    found.fluvial_gather.restype = found.fluvial_gather_affine.restype = None
+    found.fluvial_read_windows.argtypes = [c_int] + [c_long] * 4 + [c_void_p] * 12
+    found.fluvial_read_windows.restype = c_long
     found.fluvial_spline.restype = found.fluvial_spline_shared.restype = None
     found.fluvial_spline_backward.restype = None
     return found
 
 
 def records_gradients(*tensors: Tensor) -> bool:
-    """Return whether gradients of these are recorded, for a first derivative: not by a compiler, vmap, jvp and the like."""
+    """Return whether gradients of these are recorded, and nothing else: no compiler, vmap, jvp and the like."""
     return (
         torch.is_grad_enabled()
         and any(t.requires_grad for t in tensors)

@@ -12,7 +12,7 @@ import numpy as np
 from fluvial.errors import DataError, StudyError, nearest
 
 _MASK = (1 << 64) - 1
-_GAMMA = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: the step of SplitMix64
+GAMMA = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: the step of SplitMix64
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ def _shares(fractions: tuple[float, ...] | Mapping[str, float], names: list[str]
 
 def uniform(seed: int, rows: np.ndarray) -> np.ndarray:
     """Return one number in [0, 1) for each row number: the upper 53 bits of its hash, all that float64 holds."""
-    counter = _hashed(seed) + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
-    return (_splitmix64(counter) >> np.uint64(11)) * 2.0**-53
+    counter = _hashed(seed) + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(GAMMA)
+    return (splitmix64(counter) >> np.uint64(11)) * 2.0**-53
 
 
 def _hashed(seed: int) -> np.ndarray:
     """Hash a seed of any size and sign; without that, the streams of some seeds are shifts of others."""
-    return _splitmix64(np.array([operator.index(seed) & _MASK], dtype=np.uint64))
+    return splitmix64(np.array([operator.index(seed) & _MASK], dtype=np.uint64))
 
 
-def _splitmix64(state: np.ndarray) -> np.ndarray:
+def splitmix64(state: np.ndarray) -> np.ndarray:
     """Return the output function of SplitMix64 for each 64-bit state; arithmetic is modulo 2^64."""
     z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -121,5 +121,5 @@ def _splitmix64(state: np.ndarray) -> np.ndarray:
 
 def hashed_pair(seed: int, k: int) -> int:
     """Return a seed made of two numbers, so that epoch 1 of seed 0 is not epoch 0 of seed 1."""
-    step = np.array([(operator.index(k) + 1) * _GAMMA & _MASK], dtype=np.uint64)
-    return int(_splitmix64(_hashed(seed) + step)[0])
+    step = np.array([(operator.index(k) + 1) * GAMMA & _MASK], dtype=np.uint64)
+    return int(splitmix64(_hashed(seed) + step)[0])

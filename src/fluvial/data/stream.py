@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.data.gather import AffineGather, Pool, gather, read_stretches
+from fluvial.data.gather import AffineGather, Pool, Window, read_windows
 from fluvial.data.split import Split, hashed_pair, split_of, split_rows
 from fluvial.errors import DataError, StudyError
 
@@ -135,15 +136,17 @@ class Batches:
             yield x, c
 
 
-#: Bytes read at once from the file, and bytes of the window in which rows are shuffled: some 250 blocks from all
+#: Bytes read at once from the file, and bytes of the window in which rows are shuffled: some 130 blocks from all
 #: over the file. Larger blocks are read faster, from memory as well as from a disk; a larger window no longer stays in
 #: the processor's caches between being read and being gathered.
-BLOCK_BYTES, WINDOW_BYTES = 2**15, 2**23
+BLOCK_BYTES, WINDOW_BYTES = 2**15, 2**22
 #: About how many rows are handed to ``prepare`` at once: enough that calls cost nothing, few enough to stay in the
 #: caches until they are used.
 PIECE_ROWS = 16_384
-#: Windows read and prepared ahead, each by a thread of its own.
-AHEAD = 2
+#: Windows read at once: few calls, for each of which a thread of Python waits for the others.
+WINDOWS = 4
+#: Threads that read and prepare windows, and how often so many are under way or wait: enough that no thread does.
+THREADS, AHEAD = 2, 3
 
 Prepare = Callable[[np.ndarray], tuple[Tensor, Tensor]] | AffineGather
 
@@ -166,7 +169,7 @@ class StreamedBatches:
     there, :math:`\sigma^2` for a sorted file.)
 
     Each window's order is a function of (seed, epoch, window), so that an epoch can be taken up anywhere at
-    the price of at most one window. Threads read and prepare windows ahead. Memory holds at most five windows.
+    the price of at most four windows. Threads read and prepare them ahead. Memory holds some twenty windows.
 
     Parameters
     ----------
@@ -231,27 +234,31 @@ class StreamedBatches:
         pieces = self._pieces(k, start * self._batch_size)
         held: deque[tuple[Tensor, Tensor]] = deque()
         try:
-            for number in range(start, len(self)):
-                size = min(self._batch_size, self._rows - number * self._batch_size)
-                first, last = self._share.of(size)
+            for size in self._sizes()[start:]:
                 # Without a row for this process there may be nothing left to take from.
-                yield _take(pieces, held, last - first) if last > first else self._nothing()
+                yield _take(pieces, held, size) if size else self._nothing()
         finally:
             pieces.close()
 
+    def _sizes(self) -> list[int]:
+        """Return how many rows of every batch are this process'."""
+        last = self._rows - (len(self) - 1) * self._batch_size
+        full, short = (stop - begin for begin, stop in map(self._share.of, (self._batch_size, last)))
+        return [full] * (len(self) - 1) + [short]
+
     def _nothing(self) -> tuple[Tensor, Tensor]:
-        x, c = self._prepared(np.empty((0, self._itemsize), dtype=np.uint8), np.empty(0, dtype=np.int32))
+        x, c = self._prepare(np.empty((0, self._itemsize), dtype=np.uint8))
         return x.to(self._device), c.to(self._device)
 
     def _pieces(self, k: int, skipped: int) -> Generator[tuple[Tensor, Tensor]]:
         """Yield this process' rows after the first ``skipped`` of all, prepared, in order, in pieces."""
         plan = self._plan(k, skipped)
-        with ThreadPoolExecutor(AHEAD, thread_name_prefix="fluvial-read") as pool:
+        with self._opened() as file, ThreadPoolExecutor(THREADS, thread_name_prefix="fluvial-read") as pool:
             under_way: deque[Future[list[tuple[Tensor, Tensor]]]] = deque()
 
-            def go_on(windows: int) -> None:
+            def go_on(times: int) -> None:
                 under_way.extend(
-                    pool.submit(self._load, *window) for window in itertools.islice(plan, windows)
+                    pool.submit(self._load, file, *some) for some in itertools.islice(plan, times)
                 )
 
             try:
@@ -264,80 +271,78 @@ class StreamedBatches:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _plan(self, k: int, skipped: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
-        """Yield (blocks, seed, place of its first row in the epoch, rows to leave out) of each window."""
+    def _opened(self) -> FileIO:
+        try:
+            return self._path.open("rb", buffering=0)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> DataError:
+        return DataError(f"{self._path} cannot be read: {error.strerror or error}")
+
+    def _plan(self, k: int, skipped: int) -> Iterator[tuple[list[Window], int, int]]:
+        """Yield (windows, place of their first row in the epoch, rows to leave out) of what is read at once."""
         seed = hashed_pair(self.seed, k)
         generator = torch.Generator().manual_seed(seed)
         # Which window each block of a stretch goes to; in the last stretch, which may be short, to some of them.
         window_of = torch.rand(math.ceil(self._blocks / self._windows), self._windows, generator=generator)
         window_of = window_of.argsort(dim=1, stable=True).flatten()[: self._blocks]
         counts = window_of.bincount(minlength=self._windows).tolist()
-        place = 0
         # Blocks in the order of the file: rows are shuffled anyway.
-        for number, window in enumerate(window_of.argsort(stable=True).split(counts)):
-            chosen = window.numpy()
-            size = len(chosen) * self._block
-            if chosen[-1] == self._blocks - 1:
-                size -= self._blocks * self._block - self._rows  # the last block of the file may be short
+        blocks = window_of.argsort(stable=True).split(counts)
+        place, step = 0, self._block * self._itemsize
+        for first in range(0, self._windows, WINDOWS):
+            windows = []
+            for number, chosen in enumerate(blocks[first : first + WINDOWS], first):
+                firsts = chosen.numpy() * step
+                lasts = np.minimum(firsts + step, self._rows * self._itemsize)
+                windows.append(Window(firsts, lasts, hashed_pair(seed, number)))
+            size = sum(w.bytes for w in windows) // self._itemsize
             if place + size > skipped:
-                yield chosen, hashed_pair(seed, number), place, max(0, skipped - place)
+                yield windows, place, max(0, skipped - place)
             place += size
 
-    def _load(self, blocks: np.ndarray, seed: int, place: int, skip: int) -> list[tuple[Tensor, Tensor]]:
-        """Read a window, and return this process' rows in their order, prepared, in pieces."""
-        records = self._read(blocks)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(records), generator=generator, dtype=torch.int32).numpy()[skip:]
-        order = np.ascontiguousarray(order[self._own(place + skip, len(order))])
+    def _load(
+        self, file: FileIO, windows: list[Window], place: int, skip: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Read windows, and return this process' rows in their order, prepared, in pieces."""
+        keep = self._own(place, sum(w.bytes for w in windows) // self._itemsize, skip)
+        affine = self._prepare if isinstance(self._prepare, AffineGather) else None
+        try:
+            out = read_windows(file, windows, self._itemsize, self._pool, keep, affine)
+        except EOFError:
+            raise DataError(
+                f"{self._path} has become shorter while it was read; restore it, or clear the cache"
+            ) from None
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if affine:
+            return [(torch.from_numpy(out[0]), torch.from_numpy(out[1]))]
         # Alone, pieces end where batches do, and few batches have to be put together.
         first = -(place + skip) % self._batch_size
         step = max(1, PIECE_ROWS // self._batch_size) * self._batch_size
-        cuts = np.split(order, range(first, len(order), step))
-        return [self._prepared(records, cut) for cut in cuts if len(cut)]
+        ends = [*range(first or step, len(out[0]), step), len(out[0])]
+        return [self._prepare(out[0][a:b]) for a, b in itertools.pairwise([0, *ends])]
 
-    def _prepared(self, records: np.ndarray, order: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return chosen rows of a window, prepared."""
-        if isinstance(self._prepare, AffineGather):
-            return self._prepare(records, order, self._pool)
-        chosen = self._pool.empty((len(order), self._itemsize), np.uint8)
-        gather(records, order, chosen)
-        return self._prepare(chosen)
-
-    def _own(self, place: int, size: int) -> slice | np.ndarray:
-        """Return which of ``size`` rows from ``place`` on in the epoch's order are this process'."""
-        if self._share.world == 1:
-            return slice(None)
+    def _own(self, place: int, size: int, skip: int) -> np.ndarray | None:
+        """Return which of ``size`` rows from ``place`` on in the epoch's order are this process', but for the first."""
+        if self._share.world == 1 and not skip:
+            return None
         at = np.arange(place, place + size)
         within = at % self._batch_size
         batch = np.minimum(self._batch_size, self._rows - (at - within))
         rank, world = self._share.rank, self._share.world
-        return (within >= batch * rank // world) & (within < batch * (rank + 1) // world)
-
-    def _read(self, blocks: np.ndarray) -> np.ndarray:
-        """Read blocks (sorted numbers) as records ``[n, itemsize]``."""
-        size = self._block * self._itemsize
-        # Neighbouring blocks are read at once.
-        cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
-        firsts = blocks[np.concatenate([[0], cuts])] * size
-        lasts = (blocks[np.concatenate([cuts - 1, [len(blocks) - 1]])] + 1) * size
-        lasts = np.minimum(lasts, self._rows * self._itemsize)
-        buffer = self._pool.empty((int((lasts - firsts).sum()),), np.uint8)
-        try:
-            with self._path.open("rb", buffering=0) as file:
-                at = read_stretches(file, firsts, lasts, buffer)
-        except OSError as error:
-            raise DataError(f"{self._path} cannot be read: {error.strerror or error}") from error
-        if at != len(buffer):
-            raise DataError(
-                f"{self._path} has become shorter while it was read; restore it, or clear the cache"
-            )
-        return buffer.reshape(-1, self._itemsize)
+        own = (within >= batch * rank // world) & (within < batch * (rank + 1) // world)
+        own[:skip] = False
+        return own
 
 
 def _take(
     pieces: Iterator[tuple[Tensor, Tensor]], held: deque[tuple[Tensor, Tensor]], n: int
 ) -> tuple[Tensor, Tensor]:
     """Take the next ``n`` rows off the pieces; what is left of a piece is held for the next calls."""
+    if held and held[0][0].shape[0] == n:  # nearly always
+        return held.popleft()
     taken: list[tuple[Tensor, Tensor]] = []
     size = n
     while n:

@@ -95,7 +95,8 @@ class AbstractFlow(nn.Module):
         """Add the gradient of :meth:`loss` to that of the parameters, and return the loss, detached.
 
         Rows go through in equal pieces of at most ``train_rows``: activations stay in the caches, and memory does not
-        grow with the batch. The result is that of the whole batch but for rounding; where batch norm needs the whole batch, it is used.
+        grow with the batch. The result is that of the whole batch but for rounding; where batch norm needs the whole
+        batch, it is used.
         """
         pieces = 1 if self._has_batch_norm() else max(1, math.ceil(len(x) / self.train_rows))
         rows = max(1, math.ceil(len(x) / pieces))

@@ -54,10 +54,12 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_value: Tensor, grad_log_slope: Tensor):  # type: ignore[override]
         if torch.is_grad_enabled():  # the gradient is to have a gradient
-            inputs = ctx.saved_tensors
-            results = _affine(*inputs, ctx.limit, inverse=ctx.inverse)[:2]
+            x, parameters = inputs = ctx.saved_tensors
+            results = _affine(x, parameters, ctx.limit, inverse=ctx.inverse)[:2]
             wanted = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-            grads = iter(torch.autograd.grad(results, wanted, (grad_value, grad_log_slope), create_graph=True))
+            grads = iter(
+                torch.autograd.grad(results, wanted, (grad_value, grad_log_slope), create_graph=True)
+            )
             return *(next(grads) if need else None for need in ctx.needs_input_grad[:2]), None, None
         slope, squash, by_log_scale = ctx.made
         grad_x = grad_value * slope

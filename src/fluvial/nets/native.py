@@ -8,6 +8,7 @@ float32 on a CPU, and PyTorch's operations everywhere else: results differ by ro
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_int, c_long, c_void_p
 from functools import cache, partial
@@ -225,7 +226,8 @@ def _memory(floats: int) -> Tensor:
         for i in reversed(range(len(_done))):
             if _done[i].numel() >= floats:
                 return _done.pop(i)
-    return torch.empty(floats, dtype=torch.float32)
+    # From the system, which gets it back at once when it is let go: freed pieces of the heap often cannot be given back.
+    return torch.frombuffer(mmap.mmap(-1, 4 * max(floats, 1)), dtype=torch.float32)
 
 
 def _keep(memory: Tensor) -> None:
