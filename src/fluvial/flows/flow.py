@@ -42,7 +42,7 @@ class AbstractFlow(nn.Module):
     loss_is_nll: bool = True
     calibrated: bool = False
     draw_rows: int = 8192
-    train_rows: int = 8192
+    train_rows: int = 5120
     validation_rows: int | None = None
 
     def __init__(self, *, targets: int, context: int = 0):
