@@ -125,37 +125,33 @@ def from_estimator(estimator: Any, theta: Tensor, x: Tensor, draws: int) -> tupl
     return drawn, at_truth
 
 
-def ours(
-    at: Callable[[int], tuple[Drawn, AtTruth]], theta: Tensor, few: int, references: np.ndarray
-) -> dict[str, Clocked]:
-    """Return ranks by target [N, D] and TARP values [N], each by itself and both from one set of draws; and the ranks
-    by log-density of the first few rows. ``at`` gives the draws at so many rows."""
+def ours(drawn: Drawn, at_truth: AtTruth, theta: Tensor, references: np.ndarray) -> dict[str, Clocked]:
+    """Return ranks by target [N, D], TARP values [N] and ranks by log-density [N], each by itself, and all from one set
+    of draws."""
     truth = theta.numpy().astype(np.float64)
-    drawn, _ = at(len(truth))
-    drawn_few, at_few = at(few)
 
     def tarp(y: np.ndarray) -> np.ndarray:
         return checks.tarp_values(truth, y, np.random.default_rng(1), references=references)
 
-    def both() -> None:
-        y, _ = drawn(False)
-        checks.rank_counts(truth, y), tarp(y)
+    def by_density(q: np.ndarray | None) -> np.ndarray:
+        assert q is not None
+        return (q < at_truth()[:, None]).sum(axis=1)
 
-    def by_density() -> np.ndarray:
-        _, q = drawn_few(True)
-        return (q < at_few()[:, None]).sum(axis=1)
+    def everything() -> None:
+        y, q = drawn(True)
+        checks.rank_counts(truth, y), tarp(y), by_density(q)
 
-    drawn_few(True)  # what is only done once is done
+    drawn(True)  # what is only done once is done
     return {
         "ranks by target": clocked(lambda: checks.rank_counts(truth, drawn(False)[0])),
         "TARP": clocked(lambda: tarp(drawn(False)[0])),
-        "both": clocked(both),
-        "ranks by log-density": clocked(by_density),
+        "ranks by log-density": clocked(lambda: by_density(drawn(True)[1])),
+        "all": clocked(everything),
     }
 
 
 def theirs(
-    posterior: Any, theta: Tensor, x: Tensor, few: int, draws: int, references: np.ndarray
+    posterior: Any, theta: Tensor, x: Tensor, draws: int, references: np.ndarray
 ) -> dict[str, Clocked]:
     """Return what sbi makes of the same: run_sbc by target and by log-density, and run_tarp, each with its times."""
     quiet = {"num_posterior_samples": draws, "show_progress_bar": False}
@@ -166,20 +162,20 @@ def theirs(
             "ranks by target": clocked(lambda: run_sbc(theta, x, posterior, **quiet)[0].numpy()),
             "TARP": clocked(lambda: run_tarp(theta, x, posterior, points, **quiet)),
             "ranks by log-density": clocked(
-                lambda: run_sbc(theta[:few], x[:few], posterior, **by_density)[0].numpy()
+                lambda: run_sbc(theta, x, posterior, **by_density)[0].numpy()
             ),
         }
 
 
 def compared(case: str, mine: dict[str, Clocked], peer: dict[str, Clocked], draws: int) -> dict[str, Any]:
     """Return the seconds of both, and how far their answers are apart."""
-    rows, few = (len(mine[job][0]) for job in ("TARP", "ranks by log-density"))
-    peer["both"] = (None, *(peer["ranks by target"][k] + peer["TARP"][k] for k in (1, 2)))
+    rows = len(mine["TARP"][0])
+    peer["all"] = (None, *(sum(run[k] for run in peer.values()) for k in (1, 2)))
     names = {
         "ranks by target": "run_sbc by target",
         "TARP": "run_tarp",
-        "both": "both, ours from one set of draws",
-        "ranks by log-density": f"run_sbc by log-density, {few} rows",
+        "ranks by log-density": "run_sbc by log-density",
+        "all": "all three, ours from one set of draws",
     }
     times = [
         {"job": name, **{who: dict(zip(("wall", "CPU"), run[job][1:], strict=True)) for who, run in both}}
@@ -202,7 +198,7 @@ def compared(case: str, mine: dict[str, Clocked], peer: dict[str, Clocked], draw
     answers = [
         *({"answer": f"target {j}: distance of its ranks from uniform, ± {0.5 / rows**0.5:.3f}",
            "fluvial": distance(a[:, j]), "sbi": distance(b[:, j])} for j in range(2)),
-        {"answer": f"log-density: the same, ± {0.5 / few**0.5:.3f}",
+        {"answer": f"log-density: the same, ± {0.5 / rows**0.5:.3f}",
          "fluvial": distance(by_density[0]), "sbi": distance(by_density[1])},
         {"answer": f"TARP: largest |coverage − level|, ± {0.5 / rows**0.5:.3f}",
          "fluvial": float(np.abs(curve - levels).max()), "sbi": float(np.abs(coverage - levels).max())},
@@ -227,18 +223,15 @@ def main() -> None:
     simulations = simulated(prior, SIMULATIONS, 0)
     theta, x = simulated(prior, options.rows, 1)
     references = np.random.default_rng(0).uniform(-BOUND, BOUND, (options.rows, 2))
-    few = max(100, options.rows // 5)
     if options.case == "same":
         estimator = fluvial.sbi_estimator("coupling-spline", steps=4, width=64, bins=8)
         posterior = trained(prior, *simulations, estimator)
-        flow = posterior.posterior_estimator
-        at = lambda rows: from_estimator(flow, theta[:rows], x[:rows], options.draws)  # noqa: E731
+        drawn, at_truth = from_estimator(posterior.posterior_estimator, theta, x, options.draws)
     else:
         posterior = trained(prior, *simulations, options.case)
-        density = fitted(FORMS[options.case], *simulations)
-        at = lambda rows: from_density(density, theta[:rows], x[:rows], options.draws)  # noqa: E731
-    mine = ours(at, theta, few, references)
-    peer = theirs(posterior, theta, x, few, options.draws, references)
+        drawn, at_truth = from_density(fitted(FORMS[options.case], *simulations), theta, x, options.draws)
+    mine = ours(drawn, at_truth, theta, references)
+    peer = theirs(posterior, theta, x, options.draws, references)
     print(json.dumps(compared(options.case, mine, peer, options.draws)))
 
 
