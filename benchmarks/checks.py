@@ -14,10 +14,10 @@ sbi has it: NPE with ``maf`` or ``nsf``, sbi's defaults, checked by ``run_sbc`` 
 it: a study with a flow of the same form (5 steps; two layers, or residual blocks, of 50 units; 10 bins) of the same
 simulations, checked by us. These are two posteriors, so answers agree within their errors only. *Same flow*: one flow of
 ours in sbi's NPE, checked by sbi and by us; the ranks of a row differ by the scatter of its draws alone, so their rms
-difference over that is 1 if the answers are the same. There both sides draw by the same kernels, and to draw is nearly all
-of the work of ``run_sbc`` by target and of ``run_tarp``: alone, they cannot be much faster. *All three* is what sbi's users
-run on a posterior (ranks by target, expected coverage by log-density, TARP), one after the other; ours share their draws,
-as ``fluvial check`` does.
+difference over that is 1 if the answers are the same. There both sides draw by the same kernels, and drawing is
+nearly all of the work of ``run_sbc`` by target and of ``run_tarp``: alone, they cannot be much faster. *All three* is
+what sbi's users run on a posterior (ranks by target, expected coverage by log-density, TARP), one after the other; ours
+share their draws, as ``fluvial check`` does.
 """
 
 from __future__ import annotations

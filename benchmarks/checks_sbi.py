@@ -161,9 +161,7 @@ def theirs(
         return {
             "ranks by target": clocked(lambda: run_sbc(theta, x, posterior, **quiet)[0].numpy()),
             "TARP": clocked(lambda: run_tarp(theta, x, posterior, points, **quiet)),
-            "ranks by log-density": clocked(
-                lambda: run_sbc(theta, x, posterior, **by_density)[0].numpy()
-            ),
+            "ranks by log-density": clocked(lambda: run_sbc(theta, x, posterior, **by_density)[0].numpy()),
         }
 
 

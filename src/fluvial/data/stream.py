@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -253,13 +252,11 @@ class StreamedBatches:
     def _pieces(self, k: int, skipped: int) -> Generator[tuple[Tensor, Tensor]]:
         """Yield this process' rows after the first ``skipped`` of all, prepared, in order, in pieces."""
         plan = self._plan(k, skipped)
-        with self._opened() as file, ThreadPoolExecutor(THREADS, thread_name_prefix="fluvial-read") as pool:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="fluvial-read") as pool:
             under_way: deque[Future[list[tuple[Tensor, Tensor]]]] = deque()
 
             def go_on(times: int) -> None:
-                under_way.extend(
-                    pool.submit(self._load, file, *some) for some in itertools.islice(plan, times)
-                )
+                under_way.extend(pool.submit(self._load, *some) for some in itertools.islice(plan, times))
 
             try:
                 go_on(AHEAD)
@@ -270,15 +267,6 @@ class StreamedBatches:
                         yield x.to(self._device), c.to(self._device)
             finally:
                 pool.shutdown(cancel_futures=True)
-
-    def _opened(self) -> FileIO:
-        try:
-            return self._path.open("rb", buffering=0)
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: OSError) -> DataError:
-        return DataError(f"{self._path} cannot be read: {error.strerror or error}")
 
     def _plan(self, k: int, skipped: int) -> Iterator[tuple[list[Window], int, int]]:
         """Yield (windows, place of their first row in the epoch, rows to leave out) of what is read at once."""
@@ -302,20 +290,19 @@ class StreamedBatches:
                 yield windows, place, max(0, skipped - place)
             place += size
 
-    def _load(
-        self, file: FileIO, windows: list[Window], place: int, skip: int
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _load(self, windows: list[Window], place: int, skip: int) -> list[tuple[Tensor, Tensor]]:
         """Read windows, and return this process' rows in their order, prepared, in pieces."""
         keep = self._own(place, sum(w.bytes for w in windows) // self._itemsize, skip)
         affine = self._prepare if isinstance(self._prepare, AffineGather) else None
         try:
-            out = read_windows(file, windows, self._itemsize, self._pool, keep, affine)
+            with self._path.open("rb", buffering=0) as file:
+                out = read_windows(file, windows, self._itemsize, self._pool, keep, affine)
         except EOFError:
             raise DataError(
                 f"{self._path} has become shorter while it was read; restore it, or clear the cache"
             ) from None
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise DataError(f"{self._path} cannot be read: {error.strerror or error}") from error
         if affine:
             return [(torch.from_numpy(out[0]), torch.from_numpy(out[1]))]
         # Alone, pieces end where batches do, and few batches have to be put together.
