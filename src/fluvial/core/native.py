@@ -59,8 +59,15 @@ def records_gradients(*tensors: Tensor) -> bool:
         torch.is_grad_enabled()
         and any(t.requires_grad for t in tensors)
         and not is_transformed()
-        and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
+        and not any(has_tangent(t) for t in tensors)
     )
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Return whether a tensor is dual: forward-mode derivatives are asked for."""
+    if forward_ad._current_level < 0:  # type: ignore[reportAttributeAccessIssue]  # outside of all, which takes less long
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def is_transformed() -> bool:
