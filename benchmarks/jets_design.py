@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def train(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
     for spent, seen in steps(flow, x, c, budget, contender.batch, contender.learning_rate):
         if spent >= budget * (len(curve) + 1) / MOMENTS:
             curve.append({"seconds": round(spent, 1), "rows": seen, "test NLL": loss(flow, *test)})
+            print(contender.who, curve[-1], file=sys.stderr, flush=True)
     weights = sum(p.numel() for p in flow.parameters())
     return {"who": contender.who, "weights": weights, "curve": curve, **curve[-1]}
 
