@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from fluvial.core import native
-from fluvial.core.spline import _NativeSpline, _Spline, rational_quadratic, spline_parameters
+from fluvial.core.spline import _KernelSpline, _Spline, rational_quadratic, spline_parameters
 
 needs_kernels = pytest.mark.skipif(
     native.library() is None, reason="no kernels: fluvial was installed without a C compiler"
 )
+
+
+def by_kernel(*arguments):
+    return _KernelSpline.apply(*arguments, native)
 
 
 def problem(bins, rows=4096, size=1.0):
@@ -20,7 +24,7 @@ def problem(bins, rows=4096, size=1.0):
 
 def run(spline, x, parameters, grads, inverse):
     x, parameters = x.clone().requires_grad_(), parameters.clone().requires_grad_()
-    outputs = spline.apply(x, parameters, 5.0, inverse)
+    outputs = spline(x, parameters, 5.0, inverse)
     torch.autograd.backward(outputs, grads)
     return [*(o.detach() for o in outputs), x.grad, parameters.grad]
 
@@ -30,8 +34,8 @@ def run(spline, x, parameters, grads, inverse):
 @pytest.mark.parametrize("bins", [1, 2, 7, 8, 9, 16, 31, 128])
 def test_the_kernel_agrees_with_double_precision(bins, inverse):
     x, parameters, grads = problem(bins)
-    native_, plain = (run(s, x, parameters, grads, inverse) for s in (_NativeSpline, _Spline))
-    exact = run(_Spline, x.double(), parameters.double(), [g.double() for g in grads], inverse)
+    native_, plain = (run(s, x, parameters, grads, inverse) for s in (by_kernel, _Spline.apply))
+    exact = run(_Spline.apply, x.double(), parameters.double(), [g.double() for g in grads], inverse)
     for ours, theirs, truth in zip(native_, plain, exact, strict=True):
         ours, theirs = ((t.double() - truth).abs() / (1 + truth.abs()) for t in (ours, theirs))
         # As near to the truth as the same operations one by one in float32, here and in the tail of the errors.
@@ -48,7 +52,7 @@ def test_far_out_and_not_a_number():
     _, parameters, _ = problem(8, rows=len(x), size=3.0)
     parameters[4] = float("nan")
     for inverse in (False, True):
-        y, log_slope = _NativeSpline.apply(x, parameters, 5.0, inverse)
+        y, log_slope = by_kernel(x, parameters, 5.0, inverse)
         other, other_slope = _Spline.apply(x, parameters, 5.0, inverse)
         torch.testing.assert_close(y, other, equal_nan=True, rtol=1e-4, atol=1e-4)
         # Where the last bin is narrow, the rounding of its start moves the slope at its end.
@@ -62,9 +66,9 @@ def test_far_out_and_not_a_number():
 def test_one_set_of_parameters_for_all_rows_gives_what_a_copy_for_each_gives(bins, rows):
     x, parameters, _ = problem(bins, rows)
     for inverse in (False, True):
-        shared = _NativeSpline.apply(x, parameters[:1].expand(rows, -1), 5.0, inverse)
-        copied = _NativeSpline.apply(x, parameters[:1].expand(rows, -1).contiguous(), 5.0, inverse)
-        other = _NativeSpline.apply(x, parameters, 5.0, inverse)
+        shared = by_kernel(x, parameters[:1].expand(rows, -1), 5.0, inverse)
+        copied = by_kernel(x, parameters[:1].expand(rows, -1).contiguous(), 5.0, inverse)
+        other = by_kernel(x, parameters, 5.0, inverse)
         for a, b, c in zip(shared, copied, other, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
             assert not torch.equal(a, c)
@@ -78,7 +82,7 @@ def test_threads_change_nothing():
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(run(_NativeSpline, x, parameters, grads, False))
+            results.append(run(by_kernel, x, parameters, grads, False))
     finally:
         torch.set_num_threads(before)
     for a, b in zip(*results, strict=True):

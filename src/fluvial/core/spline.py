@@ -14,18 +14,20 @@ differentiable everywhere and never the identity by accident.
 
 Widths and heights come from one softmax over their logits, mixed with a floor; the backward pass is written by
 hand: it needs one sweep over the logits instead of the twenty that automatic differentiation would make. On a CPU,
-float32 goes through a kernel in C where there is one (:mod:`fluvial.core.native`).
+float32 goes through a kernel in C where there is one (:mod:`fluvial.core.native`), on a GPU through one in Triton
+(:mod:`fluvial.core.gpu`).
 """
 
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fluvial.core import native
+from fluvial.core import gpu, native
 from fluvial.core.bijection import Bijection
 
 #: Widths and heights of bins are at least this share of an even division of the box.
@@ -50,7 +52,7 @@ def rational_quadratic(
         ``[*batch]``; any finite values.
     parameters : Tensor
         ``[*batch, 3K + 1]``, unconstrained: logits of the K widths, logits of the K heights, and K + 1 slopes
-        (0 means slope 1). All zeros give the identity.
+        (0 means slope 1). All zeros give the identity. They may be of a shorter type than ``x`` (bfloat16).
     bound : float
         Half the side B of the box.
     inverse : bool
@@ -68,9 +70,10 @@ def rational_quadratic(
     >>> y, log_slope
     (tensor([ 0.3000, 40.0000]), tensor([0., 0.]))
     """
-    spline = _NativeSpline if native.serves_spline(x, parameters) else _Spline
-    y, log_slope = spline.apply(x, parameters, bound, inverse)  # type: ignore[misc]
-    return y, log_slope
+    for kernel in (native, gpu):
+        if kernel.serves_spline(x, parameters):
+            return _KernelSpline.apply(x, parameters, bound, inverse, kernel)  # type: ignore[return-value]
+    return _Spline.apply(x, parameters.to(x.dtype), bound, inverse)  # type: ignore[return-value]
 
 
 class RationalQuadraticSpline(Bijection):
@@ -99,24 +102,24 @@ class RationalQuadraticSpline(Bijection):
         return y, log_slope.sum(-1)
 
 
-class _NativeSpline(torch.autograd.Function):
-    """:class:`_Spline` by the kernel in C, which keeps nothing: its backward finds the bins again."""
+class _KernelSpline(torch.autograd.Function):
+    """:class:`_Spline` by a kernel, which keeps nothing: its backward finds the bins again."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, parameters: Tensor, bound: float, inverse: bool):  # type: ignore[override]
-        value, log_slope = native.spline(x, parameters, bound, BIN_FLOOR, SLOPE_LIMIT, inverse)
+    def forward(ctx, x: Tensor, parameters: Tensor, bound: float, inverse: bool, kernel: ModuleType):  # type: ignore[override]
+        value, log_slope = kernel.spline(x, parameters, bound, BIN_FLOOR, SLOPE_LIMIT, inverse)
         ctx.save_for_backward(value if inverse else x, parameters)
-        ctx.bound, ctx.inverse = bound, inverse
+        ctx.bound, ctx.inverse, ctx.kernel = bound, inverse, kernel
         return value, log_slope
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_value: Tensor, grad_log_slope: Tensor):  # type: ignore[override]
         argument, parameters = ctx.saved_tensors
-        grad_x, grad_parameters = native.spline_backward(
+        grads = ctx.kernel.spline_backward(
             argument, parameters, grad_value, grad_log_slope, ctx.bound, BIN_FLOOR, SLOPE_LIMIT, ctx.inverse
         )
-        return grad_x, grad_parameters, None, None
+        return *grads, None, None, None
 
 
 class _Spline(torch.autograd.Function):

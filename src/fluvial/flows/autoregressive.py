@@ -26,6 +26,7 @@ class Autoregressive(Bijection):
         self.transformer = transformer
         degrees = torch.arange(dim).repeat_interleave(transformer.size).tolist()
         self.conditioner = MLP(dim, context, dim * transformer.size, output_degrees=degrees, **network)
+        self.conditioner.keeps_bf16 = isinstance(transformer, SplineTransformer)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map all coordinates in one pass of the network."""
@@ -122,6 +123,7 @@ class MAF(ConditionalFlow):
             context=context,
             base=base,
         )
+        self.recordable = norm != "act" and not dropout
 
 
 class AutoregressiveSpline(ConditionalFlow):
@@ -165,6 +167,7 @@ class AutoregressiveSpline(ConditionalFlow):
         transformer = SplineTransformer(bins, bound)
         chain = _chain(targets, context, steps, transformer, mixing, norm, network)
         super().__init__(chain, targets=targets, context=context, base=base)
+        self.recordable = norm != "act" and not dropout
 
 
 def _chain(

@@ -33,6 +33,7 @@ class Coupling(Bijection):
             self.sizes, self.flip = (0, 1), False
         steering, mapped = (self.sizes[1], self.sizes[0]) if self.flip else self.sizes
         self.conditioner = MLP(steering, context, mapped * transformer.size, **network)
+        self.conditioner.keeps_bf16 = isinstance(transformer, SplineTransformer)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map one part; the other stays."""
@@ -86,6 +87,7 @@ class CouplingAffine(ConditionalFlow):
         }  # fmt: skip
         chain = _chain(targets, context, steps, AffineTransformer(), mixing, norm, network)
         super().__init__(chain, targets=targets, context=context, base=base)
+        self.recordable = norm != "act" and not dropout
 
 
 class CouplingSpline(ConditionalFlow):
@@ -141,6 +143,7 @@ class CouplingSpline(ConditionalFlow):
         }  # fmt: skip
         chain = _chain(targets, context, steps, SplineTransformer(bins, bound), mixing, norm, network)
         super().__init__(chain, targets=targets, context=context, base=base)
+        self.recordable = norm != "act" and not dropout
 
 
 def _chain(

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from fluvial.core import BatchNorm, Bijection, StandardNormal, StudentT
+from fluvial.flows import graphed
 from fluvial.nets import MLP, Encoder
 
 Base = Literal["normal", "student-t"]
@@ -29,10 +30,13 @@ class AbstractFlow(nn.Module):
         Numbers of targets D and of context columns C.
     loss_is_nll : bool
         Whether :meth:`loss` is the mean of −log p. Where it is not, training measures −log p beside it.
+    recordable : bool
+        Whether it does the same operations whatever the values are, and none of them waits for the GPU or draws random
+        numbers: then :mod:`fluvial.flows.graphed` may record them.
     draw_rows : int
         How many draws to make at once: few enough for the caches, unless a flow gains from many at one context.
     train_rows : int
-        How many rows :meth:`backward` takes at once.
+        How many rows :meth:`backward` takes at once; on a GPU it is all of them.
     validation_rows : int or None
         How many validation rows are enough, for a flow whose log-density is dear; ``None``: all of them.
     calibrated : bool
@@ -41,6 +45,7 @@ class AbstractFlow(nn.Module):
 
     loss_is_nll: bool = True
     calibrated: bool = False
+    recordable: bool = False
     draw_rows: int = 8192
     train_rows: int = 5120
     validation_rows: int | None = None
@@ -96,9 +101,12 @@ class AbstractFlow(nn.Module):
 
         Rows go through in equal pieces of at most ``train_rows``: activations stay in the caches, and memory does not
         grow with the batch. The result is that of the whole batch but for rounding; where batch norm needs the whole
-        batch, it is used.
+        batch, and on a GPU, it is used.
         """
-        pieces = 1 if self._has_batch_norm() else max(1, math.ceil(len(x) / self.train_rows))
+        if x.is_cuda and (loss := graphed.backward(self, x, context, weight)) is not None:
+            return loss
+        whole = x.is_cuda or self._has_batch_norm()
+        pieces = 1 if whole else max(1, math.ceil(len(x) / self.train_rows))
         rows = max(1, math.ceil(len(x) / pieces))
         total = x.new_zeros(())
         for start in range(0, len(x), rows):
@@ -159,6 +167,14 @@ class ConditionalFlow(AbstractFlow):
             If the last dimension of the context is not what the flow was built for.
         """
         return FlowDistribution(self, self.checked(context))
+
+    def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the latent of ``x: [*batch, D]``, given ``context: [*batch, C]``, and the logdet ``[*batch]``."""
+        return graphed.apply(self, "to_latent", self.bijection, x, context)
+
+    def from_latent(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`to_latent`."""
+        return graphed.apply(self, "from_latent", self.bijection.inverse, z, context)
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -249,7 +265,7 @@ class FlowDistribution(ContextDistribution):
             If the last dimension of ``value`` is not D.
         """
         shape = self.shape_of(value)
-        z, logdet = self.flow.bijection(value.expand(*shape, -1), self.context_at(shape))
+        z, logdet = self.flow.to_latent(value.expand(*shape, -1), self.context_at(shape))
         return self.flow.base.log_prob(z) + logdet
 
     def rsample(self, sample_shape: _size = (), *, generator: torch.Generator | None = None) -> Tensor:
@@ -280,11 +296,11 @@ class FlowDistribution(ContextDistribution):
             return self._from_latent(z, self.context_at(z.shape[:-1]))
 
     def _from_latent(self, z: Tensor, context: Tensor | None) -> Tensor:
-        return self.flow.bijection.inverse(z, context)[0]
+        return self.flow.from_latent(z, context)[0]
 
     def _draw(self, sample_shape: _size, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         z, context = self._latent(sample_shape, generator)
-        x, logdet = self.flow.bijection.inverse(z, context)
+        x, logdet = self.flow.from_latent(z, context)
         return x, z, logdet
 
     def _latent(self, sample_shape: _size, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:

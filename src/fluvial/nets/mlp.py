@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, linear, silu
 
-from fluvial.nets import native
+from fluvial.nets import gpu, native
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU, "tanh": nn.Tanh}
 _IN_PLACE = {
@@ -91,6 +91,8 @@ class MLP(nn.Module):
         self.context = context
         #: Whether products are made in bfloat16 in training.
         self.bf16 = False
+        #: Whether the output may then be bfloat16 too, for whoever reads it as it is.
+        self.keeps_bf16 = False
         self.activation = ACTIVATIONS[activation]()
         hidden = degrees = outs = None
         if output_degrees is not None:
@@ -132,6 +134,9 @@ class MLP(nn.Module):
         """Return the parameters for every row, or only those that ``outputs`` picks."""
         if outputs is None and native.serves(self, x, context):
             return native.conditioner(self, x, context)
+        if outputs is None and gpu.serves(self, x, context):
+            out = gpu.conditioner(self, x, context)
+            return out if self.keeps_bf16 else out.to(x.dtype)
         weights = self.weights()
         if outputs is not None:
             weights[-2:] = [weights[-2][outputs], weights[-1][outputs]]

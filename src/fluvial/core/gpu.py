@@ -1,0 +1,106 @@
+"""The spline on an NVIDIA GPU: a kernel in Triton that reads the parameters once, and keeps nothing for its gradient.
+
+What PyTorch's operations do in a dozen sweeps over the parameters, and as many for the gradient, are here two and three.
+Triton comes with PyTorch for CUDA; where it is missing, for another type or device, and inside ``torch.compile``,
+:mod:`fluvial.core.spline` has the same in PyTorch's operations: results differ by rounding alone. Parameters may be
+bfloat16; everything is computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+#: Elements of a tile: parameters of one kind that a program holds at once.
+_TILE = 2048
+
+
+@cache
+def available() -> bool:
+    """Return whether there is Triton and kernels are not switched off (``FLUVIAL_KERNELS=0``)."""
+    return os.environ.get("FLUVIAL_KERNELS") != "0" and find_spec("triton") is not None
+
+
+def serves_spline(x: Tensor, parameters: Tensor) -> bool:
+    """Return whether the kernel can do this spline: ``x: [*batch]``, ``parameters: [*batch, 3K + 1]``."""
+    return (
+        x.is_cuda
+        and parameters.is_cuda
+        and x.dtype == torch.float32
+        and parameters.dtype in (torch.float32, torch.bfloat16)
+        and not torch.compiler.is_compiling()
+        and available()
+    )
+
+
+def spline(
+    x: Tensor, parameters: Tensor, bound: float, floor: float, slope_limit: float, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the value and the log-slope of the spline (see :mod:`fluvial.core.spline`), both like ``x``."""
+    from fluvial.core import gpu_kernels
+
+    x = x.contiguous()
+    parameters, group, stride = _laid_out(parameters)
+    value, log_slope = torch.empty_like(x), torch.empty_like(x)
+    if x.numel():
+        grid, sizes = _launch(x, parameters)
+        gpu_kernels.spline[grid](
+            x, parameters, value, log_slope, x.numel(), group, stride, bound, floor, math.log(slope_limit),
+            INVERSE=inverse, **sizes,
+        )  # fmt: skip
+    return value, log_slope
+
+
+def spline_backward(
+    argument: Tensor,
+    parameters: Tensor,
+    grad_value: Tensor,
+    grad_log_slope: Tensor,
+    bound: float,
+    floor: float,
+    slope_limit: float,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the parameters.
+
+    ``argument`` is that of the *forward* map: where the inverse was applied, its value.
+    """
+    from fluvial.core import gpu_kernels
+
+    argument, grad_value, grad_log_slope = (t.contiguous() for t in (argument, grad_value, grad_log_slope))
+    parameters, group, stride = _laid_out(parameters)
+    grad_x = torch.empty_like(argument)
+    grad_parameters = torch.empty_strided(
+        parameters.shape, parameters.stride(), dtype=parameters.dtype, device=parameters.device
+    )
+    if argument.numel():
+        grid, sizes = _launch(argument, parameters)
+        gpu_kernels.spline_backward[grid](
+            argument, parameters, grad_value, grad_log_slope, grad_x, grad_parameters, argument.numel(), group, stride,
+            bound, floor, math.log(slope_limit), INVERSE=inverse, **sizes,
+        )  # fmt: skip
+    return grad_x, grad_parameters
+
+
+def _laid_out(parameters: Tensor) -> tuple[Tensor, int, int]:
+    """Return parameters as the kernels read them: so many sets side by side, and the distance to the next so many.
+
+    Rows may be padded: ``[n, D, 3K + 1]`` out of a matrix of more columns.
+    """
+    size = parameters.shape[-1]
+    if parameters.dim() == 3 and parameters.stride()[1:] == (size, 1) and parameters.stride(0) >= size:
+        return parameters, parameters.shape[1], parameters.stride(0)
+    return parameters.contiguous(), max(1, parameters[..., 0].numel()), 0
+
+
+def _launch(x: Tensor, parameters: Tensor) -> tuple[tuple[int], dict[str, int]]:
+    """Return how many programs there are, and the sizes that are compiled in."""
+    bins = (parameters.shape[-1] - 1) // 3
+    padded = 1 << max(bins - 1, 1).bit_length()
+    rows = max(1, min(128, _TILE // padded))
+    return (-(-x.numel() // rows),), {"BINS": bins, "PADDED": padded, "ROWS": rows}
