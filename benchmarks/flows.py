@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,6 +51,7 @@ class Worker:
         self.who = who
         command = [sys.executable, __file__, "--worker", who, "--work", work.name]
         command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
+        command += ["--device", options.device, "--train-rows", str(options.train_rows or 0)]
         command += ["--quick"] if options.quick else []
         threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self.process = subprocess.Popen(
@@ -57,7 +59,10 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | threads | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"},
+            env=os.environ
+            | threads
+            | {"JAX_PLATFORMS": options.device, "PYTHONWARNINGS": "ignore"}
+            | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
 
     def hear(self) -> dict[str, Any]:
@@ -83,7 +88,7 @@ class Worker:
 def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """Measure all contenders at one work; return the rows of results, and what was found about each."""
     everyone = [FLOOR, *contenders]
-    together = work.conditioner_weights() < LARGE
+    together = work.conditioner_weights() < LARGE or options.device != "cpu"
     about: list[dict] = []
     measured: dict[tuple[str, Op], list[dict]] = {}
     for group in [everyone] if together else [[who] for who in everyone]:
@@ -102,6 +107,8 @@ def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> t
     for op in OPS:
         products = {way: _median(measured[FLOOR, op], way) for way in ("highest", "medium")}
         floor = max(products.values()) / work.flops(op)
+        if options.device != "cpu":
+            products |= {way: _median(measured[FLOOR, op], way) for way in ("bfloat16", "bfloat16, large")}
         for who in taking_part:
             if (who, op) not in measured:
                 continue
@@ -114,6 +121,7 @@ def compare(work: Work, contenders: list[str], options: argparse.Namespace) -> t
                     "value": median(rates),
                     "unit": "rows/s",
                     "of_floor": median(rates) / floor,
+                    "FLOP/s": median(rates) * work.flops(op),
                     "memory_MiB": _median(measured[who, op], "memory_MiB"),
                     "lowest": min(rates),
                     "highest": max(rates),
@@ -292,6 +300,8 @@ def _options() -> argparse.Namespace:
         "--seconds", type=float, help="least length of a measurement (default: 2; quick: 0.05)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where all contenders work")
+    parser.add_argument("--train-rows", type=int, help="rows of a step, in place of each work's own")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--markdown", type=Path, help="write the page there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -310,6 +320,7 @@ def main() -> None:
     """Measure, and print the page."""
     options = _options()
     works = [(QUICK_WORKS if options.quick else {}).get(name, WORKS[name]) for name in options.work]
+    works = [replace(w, device=options.device, train_rows=options.train_rows or w.train_rows) for w in works]
     if options.worker:
         serve(options.worker, works[0], options.threads, options.seconds)
         return

@@ -50,7 +50,9 @@ def test_the_spline_agrees_with_double_precision(bins, inverse):
     for mine, theirs, truth in zip(ours, plain, exact, strict=True):
         mine, theirs = (((t.double() - truth).abs() / (1 + truth.abs())).flatten() for t in (mine, theirs))
         for quantile in (0.5, 0.99):
-            assert mine.quantile(quantile) <= 3 * theirs.quantile(quantile) + 1e-6
+            assert mine.quantile(quantile) <= 3 * theirs.quantile(quantile) + (
+                1e-6 if quantile < 0.9 else 1e-4
+            )
 
 
 def test_parameters_in_bfloat16_are_those_numbers():
@@ -70,8 +72,8 @@ def test_parameters_out_of_a_wider_matrix():
     shape = (12, 3)
     x, grads = x.reshape(shape), [g.reshape(shape) for g in grads]
     padded = wide[:, :75].unflatten(-1, (3, 25))
-    ours = by_kernel(x, padded, 5.0, False)
-    gradient = gpu.spline_backward(x, padded, *grads, 5.0, 1e-2, 1e3, False)[1]
+    *ours, found = gpu.spline(x, padded, 5.0, 1e-2, 1e3, False)
+    gradient = gpu.spline_backward(x, padded, found, *grads, 5.0, 1e-2, 1e3, False)[1]
     plain = run(by_kernel, x, parameters.reshape(12, 3, 25), grads, False)
     torch.testing.assert_close([*ours, gradient], [*plain[:2], plain[3]])
 
@@ -129,10 +131,12 @@ def test_a_conditioner_in_bfloat16_goes_the_same_way(options):
     net.bf16 = True
     x, context, weight = (torch.randn(500, n, device=DEVICE) for n in (4, 3, 9))
     ours = gradients(net, partial(gpu_nets.conditioner, net), x, context, weight)
-    plain = gradients(other, lambda x, c: other.by_operations(x, c, other.weights()), x, context, weight)
-    for mine, theirs in zip(ours, plain, strict=True):
+    exact = gradients(other, lambda x, c: other.by_operations(x, c, other.weights()), x, context, weight)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        usual = gradients(other, lambda x, c: other.by_operations(x, c, other.weights()), x, context, weight)
+    for mine, theirs, truth in zip(ours, usual, exact, strict=True):
         assert mine.dtype == torch.float32
-        assert (mine - theirs).norm() <= 0.1 * theirs.norm() + 1e-2 * len(x) ** 0.5
+        assert (mine - truth).norm() <= 1.5 * (theirs - truth).norm() + 1e-2 * truth.norm() + 1e-2
 
 
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no NVIDIA GPU")

@@ -76,6 +76,10 @@ class FlowjaxContender:
         self.key, key = jr.split(self.key)
         return np.asarray(self._sample(self._flow(), key, jnp.asarray(c)))
 
+    def device_memory(self) -> int:
+        """Return the most memory of the GPU held so far, in bytes."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
     def _flow(self) -> Transformed:
         return eqx.combine(self.params, self.static)
 

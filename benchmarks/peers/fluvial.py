@@ -24,7 +24,7 @@ class FluvialContender(TorchContender):
         assert isinstance(flow, AbstractFlow)
         flow.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = flow.backward(torch.from_numpy(x), torch.from_numpy(c))
+        loss = flow.backward(self.tensor(x), self.tensor(c))
         self.optimizer.step()
         return loss.item()
 
@@ -42,6 +42,7 @@ def build(work: Work, kind: type[FluvialContender] = FluvialContender) -> Fluvia
         options |= {"residual": True, "gate": work.gate, "batch_norm": work.batch_norm}
         options |= {"bins": work.bins, "bound": BOUND}
     flow = build_flow(work.architecture, targets=work.targets, context=work.context, **options)
+    flow.to(work.device)
 
     def log_prob(x: Tensor, c: Tensor) -> Tensor:
         return flow(c).log_prob(x)
@@ -50,4 +51,5 @@ def build(work: Work, kind: type[FluvialContender] = FluvialContender) -> Fluvia
         return flow(c).sample()
 
     optimizer = torch.optim.AdamW(flow.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
-    return kind(flow, log_prob, sample, optimizer=optimizer, chunk=CHUNK)
+    chunk = CHUNK if work.device == "cpu" else None
+    return kind(flow, log_prob, sample, optimizer=optimizer, chunk=chunk, device=work.device)

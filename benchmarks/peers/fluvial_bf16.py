@@ -17,7 +17,7 @@ class Bf16Contender(FluvialContender):
 
 def build(work: Work) -> FluvialContender:
     """Build the flow as for float32, and let its conditioners multiply in bfloat16."""
-    if not multiplies_in_bf16():
+    if work.device == "cpu" and not multiplies_in_bf16():
         raise NotImplementedError("this processor has no instructions for bfloat16, or there are no kernels")
     contender = build_in_float32(work, Bf16Contender)
     assert isinstance(contender.module, AbstractFlow)

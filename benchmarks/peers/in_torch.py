@@ -31,6 +31,8 @@ class TorchContender:
         Default: ``torch.optim.Adam`` as the libraries' tutorials have it.
     chunk : int, optional
         Rows at a time when no gradients are wanted, for a library that splits by itself; default: all.
+    device : str
+        Where to work.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class TorchContender:
         differs: str = "",
         optimizer: torch.optim.Optimizer | None = None,
         chunk: int | None = None,
+        device: str = "cpu",
     ):
-        self.module, self.differs, self.chunk = module, differs, chunk
+        self.module, self.differs, self.chunk, self.device = module.to(device), differs, chunk, device
         self._log_prob, self._sample = log_prob, sample
         self.parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self.optimizer = optimizer or torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
@@ -51,7 +54,7 @@ class TorchContender:
     def train_step(self, x: np.ndarray, c: np.ndarray) -> float:
         """Take one step of Adam and return the loss before it."""
         self.module.train()
-        loss = -self._log_prob(torch.from_numpy(x), torch.from_numpy(c)).mean()
+        loss = -self._log_prob(self.tensor(x), self.tensor(c)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -62,13 +65,23 @@ class TorchContender:
         self.module.eval()
         with torch.no_grad():
             rows = self.chunk or len(x)
-            parts = zip(torch.from_numpy(x).split(rows), torch.from_numpy(c).split(rows), strict=True)
-            return torch.cat([self._log_prob(a, b) for a, b in parts]).numpy()
+            parts = zip(self.tensor(x).split(rows), self.tensor(c).split(rows), strict=True)
+            return torch.cat([self._log_prob(a, b) for a, b in parts]).cpu().numpy()
 
     def sample(self, c: np.ndarray) -> np.ndarray:
         """Return one draw for every context."""
         self.module.eval()
         with torch.no_grad():
-            return torch.cat(
-                [self._sample(b) for b in torch.from_numpy(c).split(self.chunk or len(c))]
-            ).numpy()
+            draws = [self._sample(b) for b in self.tensor(c).split(self.chunk or len(c))]
+            return torch.cat(draws).cpu().numpy()
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """Return an array as a tensor where the work is done."""
+        return torch.from_numpy(array).to(self.device)
+
+    def device_memory(self) -> int:
+        """Return the most memory of the GPU held since the last call, in bytes."""
+        peak = torch.cuda.max_memory_reserved()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return peak

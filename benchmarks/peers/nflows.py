@@ -29,7 +29,9 @@ def build(work: Work) -> TorchContender:
     differs = "" if work.gate else "context gates every residual block"
     if work.architecture == "maf":
         differs = "the first coordinate of every step is blind to the context"
-    return TorchContender(flow, flow.log_prob, lambda c: flow.sample(1, c)[:, 0], differs=differs)
+    return TorchContender(
+        flow, flow.log_prob, lambda c: flow.sample(1, c)[:, 0], differs=differs, device=work.device
+    )
 
 
 def _maf(work: Work) -> list[Transform]:

@@ -30,7 +30,7 @@ def build(work: Work) -> TorchContender:
     differs += "no batch norm" if work.batch_norm else "halves in turn, no permutation"
     if not work.gate:
         differs = "context gates every residual block; " + differs
-    return TorchContender(flow, flow.log_prob, sample, differs=differs)
+    return TorchContender(flow, flow.log_prob, sample, differs=differs, device=work.device)
 
 
 def _coupling(work: Work) -> list[Flow]:

@@ -36,6 +36,8 @@ class Work:
     mixing: Literal["permutation", "lu", "reverse"] = "permutation"
     gate: bool = False
     batch_norm: bool = False
+    #: Where, as PyTorch names it: ``cpu`` or ``cuda``.
+    device: str = "cpu"
 
     def rows(self, op: Op) -> int:
         """Return the rows that one call of ``op`` gets."""

@@ -33,7 +33,8 @@ def serve(who: str, work: Work, threads: int, seconds: float) -> None:
     if who == FLOOR:
         _tell({"who": who, "ops": OPS})
         for line in sys.stdin:
-            _tell({"op": line.strip(), **_floor(work, line.strip(), threads, seconds)})  # type: ignore[arg-type]
+            floor = _floor if work.device == "cpu" else _floor_on_gpu
+            _tell({"op": line.strip(), **floor(work, line.strip(), threads, seconds)})  # type: ignore[arg-type]
         return
     module = import_module(f"peers.{who}")
     imported = _resident()
@@ -56,8 +57,11 @@ def serve(who: str, work: Work, threads: int, seconds: float) -> None:
     for line in sys.stdin:
         op: Op = line.strip()  # type: ignore[assignment]
         _forget_peak()
+        if work.device != "cpu":
+            contender.device_memory()  # type: ignore[attr-defined]  # those that run there have it
         rate = _rate(contender, op, *data[op], seconds)
-        _tell({"op": op, "rows_per_second": rate, "memory_MiB": (_peak() - imported) / 2**20})
+        held = _peak() - imported if work.device == "cpu" else contender.device_memory()  # type: ignore[attr-defined]
+        _tell({"op": op, "rows_per_second": rate, "memory_MiB": held / 2**20})
 
 
 def _look(contender: Contender, data: dict[Op, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
@@ -117,6 +121,30 @@ def _floor(work: Work, op: Op, threads: int, seconds: float) -> dict[str, float]
             best[precision] = max(best.get(precision, 0.0), 2 * done * rows * work.width**2 / took)
     torch.set_float32_matmul_precision("highest")
     return best
+
+
+def _floor_on_gpu(work: Work, op: Op, threads: int, seconds: float) -> dict[str, float]:
+    """Return the FLOP/s of products of a GPU: at these shapes in float32 and in bfloat16, and of large ones in bfloat16.
+
+    The width is taken as the next multiple of 16: odd ones are several times slower.
+    """
+    import torch
+
+    def rate(rows: int, width: int, kind: torch.dtype) -> float:
+        a, b = (torch.randn(n, width, device=work.device, dtype=kind) for n in (rows, width))
+        done, began = -5, time.perf_counter()
+        while (took := time.perf_counter() - began) < seconds / 4 or done <= 0:
+            for _ in range(10):
+                torch.mm(a, b)
+            torch.cuda.synchronize()
+            done += 10
+            if done == 5:  # those were to warm up
+                done, began = 0, time.perf_counter()
+        return 2 * done * rows * width**2 / took
+
+    rows, width = max(work.rows(op), 32_768), -(-work.width // 16) * 16
+    shaped = {"highest": rate(rows, width, torch.float32), "bfloat16": rate(rows, width, torch.bfloat16)}
+    return shaped | {"medium": shaped["highest"], "bfloat16, large": rate(8192, 8192, torch.bfloat16)}
 
 
 def _limit_threads(threads: int) -> None:

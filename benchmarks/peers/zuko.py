@@ -26,7 +26,13 @@ def build(work: Work) -> TorchContender:
         differs = "masks take the place of permutations"
         if work.mixing == "lu":
             differs += " and LU; no gates, no batch norm"
-    return TorchContender(flow, lambda x, c: flow(c).log_prob(x), lambda c: flow(c).sample(), differs=differs)
+    return TorchContender(
+        flow,
+        lambda x, c: flow(c).log_prob(x),
+        lambda c: flow(c).sample(),
+        differs=differs,
+        device=work.device,
+    )
 
 
 def _coupling(work: Work) -> Flow:

@@ -1,6 +1,6 @@
-"""The spline on an NVIDIA GPU: a kernel in Triton that reads the parameters once, and keeps nothing for its gradient.
+"""The spline on an NVIDIA GPU, by kernels in Triton.
 
-What PyTorch's operations do in a dozen sweeps over the parameters, and as many for the gradient, are here two and three.
+What PyTorch's operations do in a dozen sweeps over the parameters, and as many for the gradient, is here one sweep each.
 Triton comes with PyTorch for CUDA; where it is missing, for another type or device, and inside ``torch.compile``,
 :mod:`fluvial.core.spline` has the same in PyTorch's operations: results differ by rounding alone. Parameters may be
 bfloat16; everything is computed in float32.
@@ -16,8 +16,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-#: Elements of a tile: parameters of one kind that a program holds at once.
-_TILE = 2048
+#: Parameters of one kind that a program holds at once; and elements of one that sees few numbers of each.
+_TILE, _BLOCK = 2048, 256
 
 
 @cache
@@ -40,25 +40,34 @@ def serves_spline(x: Tensor, parameters: Tensor) -> bool:
 
 def spline(
     x: Tensor, parameters: Tensor, bound: float, floor: float, slope_limit: float, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the value and the log-slope of the spline (see :mod:`fluvial.core.spline`), both like ``x``."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the value and the log-slope of the spline (see :mod:`fluvial.core.spline`), both like ``x``.
+
+    And what :func:`spline_backward` needs: a table of the bins.
+    """
     from fluvial.core import gpu_kernels
 
     x = x.contiguous()
     parameters, group, stride = _laid_out(parameters)
     value, log_slope = torch.empty_like(x), torch.empty_like(x)
-    if x.numel():
-        grid, sizes = _launch(x, parameters)
-        gpu_kernels.spline[grid](
-            x, parameters, value, log_slope, x.numel(), group, stride, bound, floor, math.log(slope_limit),
-            INVERSE=inverse, **sizes,
+    count, bins = x.numel(), (parameters.shape[-1] - 1) // 3
+    table = x.new_empty(gpu_kernels.FOUND, count)
+    if count:
+        grid, sizes = _tiles(count, bins)
+        gpu_kernels.find[grid](
+            x, parameters, table, count, group, stride, bound, floor, INVERSE=inverse, **sizes
+        )
+        gpu_kernels.evaluate[(-(-count // _BLOCK),)](
+            x, table, value, log_slope, count, bound, floor, math.log(slope_limit),
+            INVERSE=inverse, BINS=bins, BLOCK=_BLOCK,
         )  # fmt: skip
-    return value, log_slope
+    return value, log_slope, table
 
 
 def spline_backward(
     argument: Tensor,
     parameters: Tensor,
+    table: Tensor,
     grad_value: Tensor,
     grad_log_slope: Tensor,
     bound: float,
@@ -75,15 +84,20 @@ def spline_backward(
     argument, grad_value, grad_log_slope = (t.contiguous() for t in (argument, grad_value, grad_log_slope))
     parameters, group, stride = _laid_out(parameters)
     grad_x = torch.empty_like(argument)
+    count, bins = argument.numel(), (parameters.shape[-1] - 1) // 3
+    gradients = argument.new_empty(gpu_kernels.GRADIENTS, count)
     grad_parameters = torch.empty_strided(
         parameters.shape, parameters.stride(), dtype=parameters.dtype, device=parameters.device
     )
-    if argument.numel():
-        grid, sizes = _launch(argument, parameters)
-        gpu_kernels.spline_backward[grid](
-            argument, parameters, grad_value, grad_log_slope, grad_x, grad_parameters, argument.numel(), group, stride,
-            bound, floor, math.log(slope_limit), INVERSE=inverse, **sizes,
+    if count:
+        gpu_kernels.differentiate[(-(-count // _BLOCK),)](
+            argument, table, grad_value, grad_log_slope, grad_x, gradients, count, bound, floor, math.log(slope_limit),
+            INVERSE=inverse, BINS=bins, BLOCK=_BLOCK,
         )  # fmt: skip
+        grid, sizes = _tiles(count, bins)
+        gpu_kernels.scatter[grid](
+            parameters, table, gradients, grad_parameters, count, group, stride, **sizes
+        )
     return grad_x, grad_parameters
 
 
@@ -98,9 +112,8 @@ def _laid_out(parameters: Tensor) -> tuple[Tensor, int, int]:
     return parameters.contiguous(), max(1, parameters[..., 0].numel()), 0
 
 
-def _launch(x: Tensor, parameters: Tensor) -> tuple[tuple[int], dict[str, int]]:
+def _tiles(count: int, bins: int) -> tuple[tuple[int], dict[str, int]]:
     """Return how many programs there are, and the sizes that are compiled in."""
-    bins = (parameters.shape[-1] - 1) // 3
     padded = 1 << max(bins - 1, 1).bit_length()
     rows = max(1, min(128, _TILE // padded))
-    return (-(-x.numel() // rows),), {"BINS": bins, "PADDED": padded, "ROWS": rows}
+    return (-(-count // rows),), {"BINS": bins, "PADDED": padded, "ROWS": rows}

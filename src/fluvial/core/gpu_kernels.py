@@ -1,48 +1,84 @@
-"""The spline's kernels in Triton (see :mod:`fluvial.core.gpu`): formulas and names are those of :mod:`fluvial.core.spline`."""
+"""The spline's kernels in Triton (see :mod:`fluvial.core.gpu`): formulas and names are those of :mod:`fluvial.core.spline`.
+
+What sees all bins of an element and what sees a few numbers of it are kernels of their own: in the first a warp works on a
+row of parameters, in the second each thread on an element. Between them stands a table ``[FOUND, elements]``.
+"""
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from triton import jit
 
-# ruff: noqa: N803  # what is compiled in is written in capitals, as Triton's users do
+#: Rows of the tables between the kernels: bin, share of its width and of all before, the same of its height, both slopes
+#: as they are given, and the logarithms of what the exponentials of the widths and of the heights sum to. And of the
+#: gradients: of size, start and mean of the widths, the same of the heights, and of both slopes.
+FOUND, GRADIENTS = 9, 8
 
 
 @jit
-def _bins(at, starts, lines, columns, parameters, position, floor, BINS: tl.constexpr):
-    """Return the bin that holds each position, and of both axes the shares of the bins."""
-    inside = lines[:, None] & (columns[None, :] < BINS)
-    start = parameters + starts[:, None] + columns[None, :]
-    widths = _softmax(tl.load(start, inside, other=0.0), columns < BINS)
-    heights = _softmax(tl.load(start + BINS, inside, other=0.0), columns < BINS)
-    along = heights if at else widths
-    even = (columns + 1).to(tl.float32) * (floor / BINS)
-    ends = even[None, :] + (1 - floor) * tl.cumsum(along, 1)
-    before = (ends <= position[:, None]) & (columns[None, :] < BINS)
-    index = tl.minimum(tl.sum(before.to(tl.int32), 1), BINS - 1)
-    return index, widths, heights
+def _rows(count, group, stride, BINS: tl.constexpr, ROWS: tl.constexpr):
+    """Return the elements of this program, which there are, and where their parameters start."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    starts = (rows // group).to(tl.int64) * stride + rows % group * (3 * BINS + 1)
+    return rows, rows < count, starts
 
 
 @jit
-def _softmax(logits, real):
-    logits = tl.where(real[None, :], logits.to(tl.float32), -float("inf"))
-    powers = tl.exp(logits - tl.max(logits, 1)[:, None])
-    return powers / tl.sum(powers, 1)[:, None]
+def _shares(pointer, inside, real):
+    """Return the softmax over the bins, and the logarithm of what the exponentials sum to."""
+    logits = tl.where(real[None, :], tl.load(pointer, inside, other=0.0).to(tl.float32), -float("inf"))
+    largest = tl.max(logits, 1)
+    powers = tl.exp(logits - largest[:, None])
+    total = tl.sum(powers, 1)
+    return powers / total[:, None], largest + tl.log(total)
 
 
 @jit
-def _chosen(share, columns, index):
-    """Return the share of the chosen bin, and that of all before it."""
-    mine = tl.sum(tl.where(columns[None, :] == index[:, None], share, 0.0), 1)
-    return mine, tl.sum(tl.where(columns[None, :] < index[:, None], share, 0.0), 1)
+def find(
+    x_, parameters, table, count, group, stride, bound, floor,
+    INVERSE: tl.constexpr, BINS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Find the bins of ``ROWS`` elements."""
+    rows, lines, starts = _rows(count, group, stride, BINS, ROWS)
+    columns = tl.arange(0, PADDED)
+    real = columns < BINS
+    inside = lines[:, None] & real[None, :]
+    pointer = parameters + starts[:, None] + columns[None, :]
+    widths, log_width = _shares(pointer, inside, real)
+    heights, log_height = _shares(pointer + BINS, inside, real)
+    ends = (columns + 1).to(tl.float32)[None, :] * (floor / BINS)
+    ends += (1 - floor) * tl.cumsum(heights if INVERSE else widths, 1)
+    position = (tl.load(x_ + rows, lines, other=0.0) + bound) / (2 * bound)
+    index = tl.sum(((ends <= position[:, None]) & real[None, :]).to(tl.int32), 1)
+    index = tl.minimum(index, BINS - 1)
+    mine, before = columns[None, :] == index[:, None], columns[None, :] < index[:, None]
+    tl.store(table + rows, index.to(tl.float32), lines)
+    tl.store(table + count + rows, tl.sum(tl.where(mine, widths, 0.0), 1), lines)
+    tl.store(table + 2 * count + rows, tl.sum(tl.where(before, widths, 0.0), 1), lines)
+    tl.store(table + 3 * count + rows, tl.sum(tl.where(mine, heights, 0.0), 1), lines)
+    tl.store(table + 4 * count + rows, tl.sum(tl.where(before, heights, 0.0), 1), lines)
+    knot = parameters + starts + 2 * BINS + index
+    tl.store(table + 5 * count + rows, tl.load(knot, lines, other=0.0).to(tl.float32), lines)
+    tl.store(table + 6 * count + rows, tl.load(knot + 1, lines, other=0.0).to(tl.float32), lines)
+    tl.store(table + 7 * count + rows, log_width, lines)
+    tl.store(table + 8 * count + rows, log_height, lines)
 
 
 @jit
-def _place(chosen, before, index, bound, floor, BINS: tl.constexpr):
-    """Return the size and the start of a bin in units of x or y."""
-    size = 2 * bound * (floor / BINS + (1 - floor) * chosen)
-    return size, 2 * bound * (floor / BINS * index.to(tl.float32) + (1 - floor) * before) - bound
+def _bin(table, rows, count, lines, bound, floor, limit, BINS: tl.constexpr):
+    """Return width, left, height and bottom of the bin of each element, and the slopes at its ends."""
+    even = tl.load(table + rows, lines, other=0.0) * (floor / BINS)
+    chosen = tl.load(table + count + rows, lines, other=1.0)
+    before = tl.load(table + 2 * count + rows, lines, other=0.0)
+    width = 2 * bound * (floor / BINS + (1 - floor) * chosen)
+    left = 2 * bound * (even + (1 - floor) * before) - bound
+    chosen = tl.load(table + 3 * count + rows, lines, other=1.0)
+    before = tl.load(table + 4 * count + rows, lines, other=0.0)
+    height = 2 * bound * (floor / BINS + (1 - floor) * chosen)
+    bottom = 2 * bound * (even + (1 - floor) * before) - bound
+    slope0 = _slope(tl.load(table + 5 * count + rows, lines, other=0.0), limit)
+    slope1 = _slope(tl.load(table + 6 * count + rows, lines, other=0.0), limit)
+    return width, left, height, bottom, slope0, slope1
 
 
 @jit
@@ -51,53 +87,46 @@ def _slope(raw, limit):
 
 
 @jit
+def _clamped(x, low, high):
+    return tl.minimum(tl.maximum(x, low), high)
+
+
+@jit
 def _solve(r, d0, bend):
     b = d0 - r * bend
     root = tl.sqrt(tl.maximum(b * b + 4 * (1 - b) * r, 0.0))
     sums = tl.maximum(b, 0.0) + root
-    theta = tl.where(
-        b > 0, 2 * r / tl.where(sums > 0, sums, 1.0), (root - b) / (2 * (1 - tl.minimum(b, 0.0)))
-    )
-    theta = tl.where(r > 0, tl.minimum(tl.maximum(theta, 0.0), 1.0), 0.0)
+    adding = 2 * r / tl.where(sums > 0, sums, 1.0)
+    theta = tl.where(b > 0, adding, (root - b) / (2 * (1 - tl.minimum(b, 0.0))))
+    theta = tl.where(r > 0, _clamped(theta, 0.0, 1.0), 0.0)
     t = theta * (1 - theta)
     denominator = 1 + bend * t
     residual = theta * theta + d0 * t - r * denominator
     slope = (bend + 2 - d0) * theta * theta + 2 * t + d0 * (1 - theta) * (1 - theta)
-    return tl.minimum(tl.maximum(theta - residual * denominator / slope, 0.0), 1.0)
+    return _clamped(theta - residual * denominator / slope, 0.0, 1.0)
 
 
 @jit
-def spline(
-    x_, parameters, value_, log_slope_, count, group, stride, bound, floor, limit,
-    INVERSE: tl.constexpr, BINS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+def evaluate(
+    x_, table, value_, log_slope_, count, bound, floor, limit,
+    INVERSE: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Value and log-slope of ``ROWS`` elements."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    lines, columns = rows < count, tl.arange(0, PADDED)
-    starts = rows // group * stride + rows % group * (3 * BINS + 1)  # of their parameters
+    """Value and log-slope of ``BLOCK`` elements, whose bins are known."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lines = rows < count
     x = tl.load(x_ + rows, lines, other=0.0)
-    position = (x + bound) / (2 * bound)
-    index, widths, heights = _bins(INVERSE, starts, lines, columns, parameters, position, floor, BINS)
-    chosen, before = _chosen(widths, columns, index)
-    width, left = _place(chosen, before, index, bound, floor, BINS)
-    chosen, before = _chosen(heights, columns, index)
-    height, bottom = _place(chosen, before, index, bound, floor, BINS)
-    raw = parameters + starts + 2 * BINS + index
-    slope0 = _slope(tl.load(raw, lines, other=0.0).to(tl.float32), limit)
-    slope1 = _slope(tl.load(raw + 1, lines, other=0.0).to(tl.float32), limit)
-
+    width, left, height, bottom, slope0, slope1 = _bin(table, rows, count, lines, bound, floor, limit, BINS)
     mean_slope = height / width
     d0, d1 = slope0 / mean_slope, slope1 / mean_slope
     bend = d0 + d1 - 2
-    inside = tl.minimum(tl.maximum(x, -bound), bound)
+    inside = _clamped(x, -bound, bound)
     outside = x - inside
     edge = tl.where(outside < 0, slope0, slope1)
     if INVERSE:
-        r = tl.minimum(tl.maximum((inside - bottom) / height, 0.0), 1.0)
-        theta = _solve(r, d0, bend)
+        theta = _solve(_clamped((inside - bottom) / height, 0.0, 1.0), d0, bend)
         value = left + theta * width + outside / edge
     else:
-        theta = tl.minimum(tl.maximum((inside - left) / width, 0.0), 1.0)
+        theta = _clamped((inside - left) / width, 0.0, 1.0)
         t = theta * (1 - theta)
         value = bottom + height * (theta * theta + d0 * t) / (1 + bend * t) + outside * edge
     value = tl.where(x == x, value, x)  # NaN stays NaN
@@ -109,36 +138,23 @@ def spline(
 
 
 @jit
-def spline_backward(
-    argument_, parameters, grad_value_, grad_log_, grad_x_, grad_parameters, count, group, stride, bound, floor,
-    limit,
-    INVERSE: tl.constexpr, BINS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+def differentiate(
+    argument_, table, grad_value_, grad_log_, grad_x_, gradients, count, bound, floor, limit,
+    INVERSE: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of ``ROWS`` elements and of their parameters."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    lines, columns = rows < count, tl.arange(0, PADDED)
-    starts = rows // group * stride + rows % group * (3 * BINS + 1)  # of their parameters
+    """Gradients of ``BLOCK`` elements, and of what :func:`find` found."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lines = rows < count
     x = tl.load(argument_ + rows, lines, other=0.0)
     grad_value = tl.load(grad_value_ + rows, lines, other=0.0)
     grad_log = tl.load(grad_log_ + rows, lines, other=0.0)
-    position = (x + bound) / (2 * bound)
-    index, widths, heights = _bins(False, starts, lines, columns, parameters, position, floor, BINS)
-    share_w, before_w = _chosen(widths, columns, index)
-    width, left = _place(share_w, before_w, index, bound, floor, BINS)
-    share_h, before_h = _chosen(heights, columns, index)
-    height, _ = _place(share_h, before_h, index, bound, floor, BINS)
-    raw = parameters + starts + 2 * BINS + index
-    raw0 = tl.load(raw, lines, other=0.0).to(tl.float32)
-    raw1 = tl.load(raw + 1, lines, other=0.0).to(tl.float32)
-    slope0, slope1 = _slope(raw0, limit), _slope(raw1, limit)
-
-    # What value and log-slope are made of, and how they change with x.
+    width, left, height, _, slope0, slope1 = _bin(table, rows, count, lines, bound, floor, limit, BINS)
     mean_slope = height / width
     d0, d1 = slope0 / mean_slope, slope1 / mean_slope
     bend = d0 + d1 - 2
-    inside = tl.minimum(tl.maximum(x, -bound), bound)
+    inside = _clamped(x, -bound, bound)
     excess = x - inside
-    theta = tl.minimum(tl.maximum((inside - left) / width, 0.0), 1.0)
+    theta = _clamped((inside - left) / width, 0.0, 1.0)
     u = 1 - theta
     t = theta * u
     over = 1 / (1 + bend * t)
@@ -166,33 +182,57 @@ def spline_backward(
     grad1 += tl.where(excess > 0, tail, 0.0)
 
     scale = 2 * bound * (1 - floor)
-    size_w, start_w = scale * (-through * theta - grad_s * mean_slope / width), -scale * through
-    size_h, start_h = scale * (grad_value * r + grad_s / width), scale * grad_value
-    out = grad_parameters + starts[:, None] + columns[None, :]
-    wanted = lines[:, None] & (columns[None, :] < BINS)
+    size, start = scale * (-through * theta - grad_s * mean_slope / width), -scale * through
+    _spread(gradients, rows, count, lines, size, start, table + count)
+    size, start = scale * (grad_value * r + grad_s / width), scale * grad_value
+    _spread(gradients + 3 * count, rows, count, lines, size, start, table + 3 * count)
+    raw0 = tl.load(table + 5 * count + rows, lines, other=0.0)
+    raw1 = tl.load(table + 6 * count + rows, lines, other=0.0)
+    tl.store(gradients + 6 * count + rows, grad0 * slope0 * _bent(raw0, limit), lines)
+    tl.store(gradients + 7 * count + rows, grad1 * slope1 * _bent(raw1, limit), lines)
+
+
+@jit
+def _spread(gradients, rows, count, lines, size, start, table):
+    """Store the gradients of size and start of a bin, and their mean over all bins by shares."""
+    chosen = tl.load(table + rows, lines, other=0.0)
+    before = tl.load(table + count + rows, lines, other=0.0)
+    tl.store(gradients + rows, size, lines)
+    tl.store(gradients + count + rows, start, lines)
+    tl.store(gradients + 2 * count + rows, start * before + size * chosen, lines)
+
+
+@jit
+def _bent(raw, limit):
+    bend = limit / (limit + tl.abs(raw))
+    return bend * bend
+
+
+@jit
+def scatter(
+    parameters, table, gradients, grad_parameters, count, group, stride,
+    BINS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the parameters of ``ROWS`` elements."""
+    rows, lines, starts = _rows(count, group, stride, BINS, ROWS)
+    columns = tl.arange(0, PADDED)
+    index = tl.load(table + rows, lines, other=0.0).to(tl.int32)
+    wanted = lines[:, None] & (columns < BINS)[None, :]
+    mine, before = columns[None, :] == index[:, None], columns[None, :] < index[:, None]
+    place = starts[:, None] + columns[None, :]
     kind = grad_parameters.dtype.element_ty
-    grad = _softmax_grad(widths, columns, index, size_w, start_w, share_w, before_w)
-    tl.store(out, grad.to(kind), wanted)
-    grad = _softmax_grad(heights, columns, index, size_h, start_h, share_h, before_h)
-    tl.store(out + BINS, grad.to(kind), wanted)
-    grad0 *= slope0 * _square(limit / (limit + tl.abs(raw0)))
-    grad1 *= slope1 * _square(limit / (limit + tl.abs(raw1)))
-    knots = tl.where(columns[None, :] == index[:, None], grad0[:, None], 0.0)
-    knots += tl.where(columns[None, :] == index[:, None] + 1, grad1[:, None], 0.0)
-    tl.store(out + 2 * BINS, knots.to(kind), wanted)
+    for axis in tl.static_range(2):
+        logits = tl.load(parameters + place + axis * BINS, wanted, other=0.0).to(tl.float32)
+        share = tl.exp(logits - tl.load(table + (7 + axis) * count + rows, lines, other=0.0)[:, None])
+        part = gradients + 3 * axis * count + rows
+        grad = tl.where(before, tl.load(part + count, lines, other=0.0)[:, None], 0.0)
+        grad = tl.where(mine, tl.load(part, lines, other=0.0)[:, None], grad)
+        grad = (grad - tl.load(part + 2 * count, lines, other=0.0)[:, None]) * share
+        tl.store(grad_parameters + place + axis * BINS, grad.to(kind), wanted)
+    grad0 = tl.load(gradients + 6 * count + rows, lines, other=0.0)
+    grad1 = tl.load(gradients + 7 * count + rows, lines, other=0.0)
+    knots = tl.where(mine, grad0[:, None], 0.0)
+    knots = tl.where(columns[None, :] == index[:, None] + 1, grad1[:, None], knots)
+    tl.store(grad_parameters + place + 2 * BINS, knots.to(kind), wanted)
     last = tl.where(index + 1 == BINS, grad1, 0.0)
     tl.store(grad_parameters + starts + 3 * BINS, last.to(kind), lines)
-
-
-@jit
-def _softmax_grad(share, columns, index, grad_size, grad_start, chosen, before):
-    """Return the gradient of the logits: the bins before the chosen one move its start."""
-    mean = grad_start * before + grad_size * chosen
-    grad = tl.where(columns[None, :] < index[:, None], grad_start[:, None], 0.0)
-    grad = tl.where(columns[None, :] == index[:, None], grad_size[:, None], grad)
-    return (grad - mean[:, None]) * share
-
-
-@jit
-def _square(x):
-    return x * x

@@ -103,22 +103,20 @@ class RationalQuadraticSpline(Bijection):
 
 
 class _KernelSpline(torch.autograd.Function):
-    """:class:`_Spline` by a kernel, which keeps nothing: its backward finds the bins again."""
+    """:class:`_Spline` by a kernel; that in C keeps nothing, its backward finds the bins again."""
 
     @staticmethod
     def forward(ctx, x: Tensor, parameters: Tensor, bound: float, inverse: bool, kernel: ModuleType):  # type: ignore[override]
-        value, log_slope = kernel.spline(x, parameters, bound, BIN_FLOOR, SLOPE_LIMIT, inverse)
-        ctx.save_for_backward(value if inverse else x, parameters)
+        value, log_slope, *found = kernel.spline(x, parameters, bound, BIN_FLOOR, SLOPE_LIMIT, inverse)
+        ctx.save_for_backward(value if inverse else x, parameters, *found)
         ctx.bound, ctx.inverse, ctx.kernel = bound, inverse, kernel
         return value, log_slope
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_value: Tensor, grad_log_slope: Tensor):  # type: ignore[override]
-        argument, parameters = ctx.saved_tensors
-        grads = ctx.kernel.spline_backward(
-            argument, parameters, grad_value, grad_log_slope, ctx.bound, BIN_FLOOR, SLOPE_LIMIT, ctx.inverse
-        )
+        given = (*ctx.saved_tensors, grad_value, grad_log_slope)
+        grads = ctx.kernel.spline_backward(*given, ctx.bound, BIN_FLOOR, SLOPE_LIMIT, ctx.inverse)
         return *grads, None, None, None
 
 

@@ -56,7 +56,10 @@ _books: WeakKeyDictionary[nn.Module, _Book] = WeakKeyDictionary()
 
 
 def backward(flow: AbstractFlow, x: Tensor, context: Maybe, weight: Maybe) -> Maybe:
-    """Add the gradient of the loss to that of the parameters and return the loss; ``None`` if that is not recorded."""
+    """Add the gradient of the loss to that of the parameters and return the loss; ``None`` if that is not recorded.
+
+    Gradients lie in the recording's own memory: whoever wants to keep one beyond the next call copies it.
+    """
     if not (torch.is_grad_enabled() and flow.training):
         return None
     parameters = [p for p in flow.parameters() if p.requires_grad]
@@ -67,6 +70,9 @@ def backward(flow: AbstractFlow, x: Tensor, context: Maybe, weight: Maybe) -> Ma
         # As optimisers take them: laid out as the parameters are.
         return [loss.detach(), *(None if g is None else g.contiguous() for g in grads)]
 
+    for p in parameters:
+        if p.grad is not None:  # it may lie where the recording writes
+            p.grad = p.grad.clone()
     kind = ("loss", len(parameters), _in_bf16(flow))
     made = _played(flow, kind, gradient, [x, context, weight])
     if made is None:
@@ -74,8 +80,8 @@ def backward(flow: AbstractFlow, x: Tensor, context: Maybe, weight: Maybe) -> Ma
     loss, *grads = made
     assert loss is not None
     for p, grad in zip(parameters, grads, strict=True):
-        if grad is not None:  # a copy: the recording's own memory is written again next time
-            p.grad = grad.clone() if p.grad is None else p.grad + grad
+        if grad is not None:
+            p.grad = grad if p.grad is None else p.grad + grad
     return loss.clone()
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PADDED = 8
 #: The tile of a program, and how many chunks of rows sums are made of at most.
 _ROWS, _COLUMNS, _CHUNKS = 32, 64, 128
+#: Columns of a program that puts the chunks' sums together.
+_FEW = 16
 _MM_TAKES_A_TYPE = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
@@ -64,7 +66,7 @@ class _Conditioner(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        x, context, *weights = ctx.saved_tensors
+        x = ctx.saved_tensors[0]
         needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             raise RuntimeError(
@@ -79,7 +81,11 @@ class _Conditioner(torch.autograd.Function):
 
 
 class _Pass:
-    """One pass through a network: what stands at hand for its gradient."""
+    """One pass through a network: what stands at hand for its gradient.
+
+    Maps are numbered as :meth:`fluvial.nets.MLP.linears` has them. Activation i makes what map i + 1 takes (the last that
+    of the last map), of what map i made: in a residual network of the sum that it adds to, if i is even.
+    """
 
     def __init__(self, net: MLP, x: Tensor, context: Tensor | None, weights: Sequence[Tensor]):
         from fluvial.nets import gpu_kernels
@@ -87,20 +93,20 @@ class _Pass:
 
         self.kernels, self.net = gpu_kernels, net
         self.kind = torch.bfloat16 if net.bf16 else torch.float32
-        self.rows, self.units = len(x), net.first.out_features
+        self.rows, self.units, self.hidden = len(x), net.first.out_features, len(net.hidden)
         self.width = _padded(self.units)
         self.activation = ACTIVATIONS.index(type(net.activation))
         maps = 2 * len(net.linears())
-        self.norm_weights = weights[maps:]
-        self.weights = [_matrix(w, self.kind, _padded(len(w))) for w in weights[:maps:2]]
-        self.biases = [pad(b, (0, _padded(len(b)) - len(b))).to(self.kind) for b in weights[1:maps:2]]
+        self.biases, self.norm_weights = weights[1:maps:2], weights[maps:]
         self.shapes = [w.shape for w in weights[:maps:2]]
+        self.weights = _matrices(weights[:maps:2], self.kind)
         given = draw_in(x) if context is None else torch.cat((draw_in(x), context), -1)
         self.entrance = _matrix(given, self.kind)
         self.context = _matrix(context, self.kind) if net.gates and context is not None else None
         # Rows of a chunk: a multiple of a program's, and as few chunks as their sums are put together of.
         self.chunk = _ROWS * max(2, -(-self.rows // (_ROWS * _CHUNKS)))
         self.chunks = max(1, -(-self.rows // self.chunk))
+        self.parts = max(16, 1 << (self.chunks - 1).bit_length())
         self.tables: list[Tensor] = []
         self.inputs: list[Tensor] = []  # of every activation, before norm
         self.activated: list[Tensor] = []
@@ -110,28 +116,38 @@ class _Pass:
     # --- forward -----------------------------------------------------------------------------------------
 
     def forward(self) -> Tensor:
-        net, hidden = self.net, len(self.net.hidden)
-        h = self._product(self.entrance, 0)
-        if net.residual:
-            sums = self._moments(h) if net.norms else None
-            for block in range(hidden // 2):
-                out = self._product(self._activate(h, sums), 1 + 2 * block)
-                sums = self._moments(out) if net.norms else None
-                out = self._product(self._activate(out, sums), 2 + 2 * block)
-                h, sums = self._add(h, out, block, last=block == hidden // 2 - 1)
+        h = self._biased(self.entrance, 0)
+        if self.net.residual:
+            h = self._blocks(h)
         else:
-            for layer in range(hidden):
-                h = self._product(self._activate(h, None), 1 + layer)
-        out = self._product(self._activate(h, None), -1)
+            for layer in range(self.hidden):
+                h = self._biased(self._activate(h, None, layer), 1 + layer)
+        out = self._biased(self._activate(h, None, self.hidden), len(self.shapes) - 1)
         return out[:, : self.shapes[-1][0]]
 
-    def _product(self, a: Tensor, i: int) -> Tensor:
-        return torch.addmm(self.biases[i], a, self.weights[i].t())
+    def _blocks(self, h: Tensor) -> Tensor:
+        normed = bool(self.net.norms)
+        sums = self._moments(h) if normed else None
+        for i in range(0, self.hidden, 2):
+            a = self._activate(h, sums, i)
+            # A bias before batch norm cancels.
+            y = self._product(a, 1 + i) if normed else self._biased(a, 1 + i)
+            sums = self._moments(y) if normed else None
+            y = self._product(self._activate(y, sums, 1 + i), 2 + i)
+            h, sums = self._add(h, y, i, moments=normed and i + 2 < self.hidden)
+        return h
 
-    def _activate(self, y: Tensor, sums: Tensor | None) -> Tensor:
-        """Return the activation of y, normalised if there are sums."""
+    def _product(self, a: Tensor, i: int) -> Tensor:
+        return torch.mm(a, self.weights[i].t())
+
+    def _biased(self, a: Tensor, i: int) -> Tensor:
+        bias = pad(self.biases[i], (0, len(self.weights[i]) - len(self.biases[i]))).to(self.kind)
+        return torch.addmm(bias, a, self.weights[i].t())
+
+    def _activate(self, y: Tensor, sums: Tensor | None, i: int) -> Tensor:
+        """Return activation i of y, normalised if there are sums."""
         out = torch.empty_like(y)
-        table = y if sums is None else self._normalisation(sums)
+        table = y if sums is None else self._normalisation(sums, i)
         self.inputs.append(y)
         self.activated.append(out)
         self._sweep("activate", y, table, out, NORM=sums is not None, ACTIVATION=self.activation)
@@ -142,105 +158,96 @@ class _Pass:
         self._sweep("moments", y, sums[0], sums[1])
         return sums
 
-    def _normalisation(self, sums: Tensor) -> Tensor:
-        """Return the table of the next norm, and move its running averages."""
-        i = len(self.tables)
+    def _normalisation(self, sums: Tensor, i: int) -> Tensor:
+        """Return the table of norm i, and move its running averages."""
         norm, table = self.net.norms[i], torch.empty(4, self.width, device=sums.device)
         assert isinstance(norm, nn.BatchNorm1d)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
-        columns = 16
-        self.kernels.batch_norm[(-(-self.width // columns),)](
-            sums[0], sums[1], *self.norm_weights[2 * i : 2 * i + 2], norm.running_mean, norm.running_var, table,
-            self.rows, self.width, self.units, self.chunks, self.chunk, norm.eps, norm.momentum,
-            PARTS=max(16, 1 << (self.chunks - 1).bit_length()), COLUMNS=columns,
+        self.kernels.batch_norm[(-(-self.width // _FEW),)](
+            sums[0], sums[1], *self.norm_weights[2 * i : 2 * i + 2], self.biases[i], norm.running_mean, norm.running_var,
+            table, self.rows, self.width, self.units, self.chunks, self.chunk, norm.eps, norm.momentum,
+            ADDED=i % 2, PARTS=self.parts, COLUMNS=_FEW,
         )  # fmt: skip
         self.tables.append(table)
         return table
 
-    def _add(self, h: Tensor, y: Tensor, block: int, *, last: bool) -> tuple[Tensor, Tensor | None]:
+    def _add(self, h: Tensor, y: Tensor, i: int, *, moments: bool) -> tuple[Tensor, Tensor | None]:
         """Return h and what a block adds, and the moments of that where a norm comes next."""
-        gate = y
+        gate, bias, bias_gate = y, self.biases[2 + i], self.biases[2 + i]
         if self.context is not None:
-            gate = self._product(self.context, 1 + len(self.net.hidden) + block)
+            number = 1 + self.hidden + i // 2
+            gate, bias_gate = self._product(self.context, number), self.biases[number]
             self.gates.append(gate)
             self.added.append(y)
-        out, moments = torch.empty_like(h), bool(self.net.norms) and not last
-        sums = self._partial(2) if moments else None
+        out, sums = torch.empty_like(h), self._partial(2) if moments else None
         pair = (h, h) if sums is None else (sums[0], sums[1])
-        self._sweep("add", h, y, gate, out, *pair, GATE=self.context is not None, MOMENTS=moments)
+        gated = self.context is not None
+        self._sweep(
+            "add", h, y, bias, gate, bias_gate, out, *pair, units=self.units, GATE=gated, MOMENTS=moments
+        )
         return out, sums
 
     # --- backward ----------------------------------------------------------------------------------------
 
     def backward(self, grad: Tensor, x: Tensor, need_x: bool, need_context: bool) -> Iterator[Tensor | None]:
         """Return the gradients of x, of the context, of weight and bias of every map, and of those of every norm."""
-        net, hidden = self.net, len(self.net.hidden)
+        last = len(self.shapes) - 1
         self.grad_weights: dict[int, Tensor] = {}
         self.grad_norms: dict[int, Tensor] = {}
-        self.grad_biases: dict[int, Tensor] = {}  # sums over each chunk
         self.grad_gates: dict[int, Tensor] = {}
-        last = len(self.shapes) - 1
-        grad = grad if grad.stride(1) == 1 and grad.stride(0) >= grad.shape[1] else grad.contiguous()
-        self.grad_weights[last] = _product_in_float32(grad.t(), self.activated[hidden])
-        self.grad_biases[last] = grad.sum(0, keepdim=True, dtype=torch.float32)
-        h = self._through(grad, last, hidden, None)
-        if net.residual:
-            for block in reversed(range(hidden // 2)):
-                h = self._block_grad(h, block)
-        else:
-            for layer in reversed(range(hidden)):
-                h = self._layer_grad(h, 1 + layer, layer, None)
+        #: Sums over each chunk of the gradients of what a map made, to which it added its bias.
+        self.bias_parts = self._partial(last)
+        grad_bias = grad.sum(0, dtype=torch.float32)
+        h = self._through(_with_padding(grad), last, self.hidden, None)
+        for i in reversed(range(0, self.hidden, 2 if self.net.residual else 1)):
+            h = (
+                self._block_grad(h, i, need_context)
+                if self.net.residual
+                else self._through(h, 1 + i, i, None)
+            )
         self.grad_weights[0] = _product_in_float32(h.t(), self.entrance)
         yield from self._entrance_grads(h, x, need_x, need_context)
+        biases = self._totals(self.bias_parts)
         for i, (units, inputs) in enumerate(self.shapes):
             yield self.grad_weights[i][:units, :inputs]
-            yield self.grad_biases[i].sum(0)[:units]
-        for i in range(len(net.norms)):
+            yield grad_bias if i == last else biases[i, :units]
+        for i in range(len(self.net.norms)):
             yield self.grad_norms[i][1, : self.units]
             yield self.grad_norms[i][0, : self.units]
 
-    def _block_grad(self, grad: Tensor, block: int) -> Tensor:
-        """Return the gradient of what enters a block."""
-        out = 2 + 2 * block
+    def _block_grad(self, grad: Tensor, i: int, need_context: bool) -> Tensor:
+        """Return the gradient of what enters a block, given that of what leaves it."""
         inner = grad
         if self.context is not None:
-            inner, through = torch.empty_like(grad), torch.empty_like(grad)
-            sums = self._partial(2)
+            inner, through, block = torch.empty_like(grad), torch.empty_like(grad), i // 2
+            number = 1 + self.hidden + block
             self._sweep(
-                "gate_grad", grad, self.added[block], self.gates[block], inner, through, sums[0], sums[1]
-            )
-            gate = 1 + len(self.net.hidden) + block
-            self.grad_biases[out], self.grad_biases[gate] = sums[0], sums[1]
-            self.grad_weights[gate] = _product_in_float32(through.t(), self.context)
-            self.grad_gates[gate] = through
-        inner = self._layer_grad(inner, out, out - 1, None)
-        return self._layer_grad(inner, out - 1, out - 2, grad)
+                "gate_grad", grad, self.added[block], self.biases[2 + i], self.gates[block], self.biases[number],
+                inner, through, self.bias_parts[2 + i], self.bias_parts[number], units=self.units,
+            )  # fmt: skip
+            self.grad_weights[number] = _product_in_float32(through.t(), self.context)
+            if need_context:
+                self.grad_gates[number] = through
+        inner = self._through(inner, 2 + i, 1 + i, None)
+        return self._through(inner, 1 + i, i, grad)
 
-    def _layer_grad(self, grad: Tensor, i: int, activation: int, more: Tensor | None) -> Tensor:
-        """Return the gradient of what enters an activation and then the map i, plus ``more``."""
-        self.grad_weights[i] = _product_in_float32(grad.t(), self.activated[activation])
-        return self._through(grad, i, activation, more)
-
-    def _through(self, grad: Tensor, i: int, activation: int, more: Tensor | None) -> Tensor:
-        y = self.inputs[activation]
-        weight = self.weights[i]
+    def _through(self, grad: Tensor, number: int, i: int, more: Tensor | None) -> Tensor:
+        """Return the gradient of what enters activation i, plus ``more``, given that of what the map after it made."""
+        y, weight = self.inputs[i], self.weights[number]
+        made = _product_in_float32(grad.t(), self.activated[i])
+        self.grad_weights[number] = made
         inner = torch.mm(grad, weight[: grad.shape[1]])
-        out, sums = torch.empty_like(y), self._partial(1)[0]
-        normed = activation < len(self.tables)
-        table = means = y
+        out, normed = torch.empty_like(y), i < len(self.tables)
+        table = totals = y
         if normed:
-            table, parts = self.tables[activation], self._partial(2)
+            table, parts = self.tables[i], self._partial(2)
             self._sweep("activate_sums", inner, y, table, parts[0], parts[1], ACTIVATION=self.activation)
-            totals = parts.sum(1)
-            self.grad_norms[activation], means = totals, totals / self.rows
+            totals = self.grad_norms[i] = self._totals(parts)
         self._sweep(
-            "activate_grad", inner, y, table, means, y if more is None else more, out, sums,
+            "activate_grad", inner, y, table, totals, y if more is None else more, out, self.bias_parts[i],
             NORM=normed, MORE=more is not None, ACTIVATION=self.activation,
         )  # fmt: skip
-        self.grad_biases[activation] = (
-            sums  # the map of that number adds its bias to y, though perhaps to be gated
-        )
         return out
 
     def _entrance_grads(
@@ -267,6 +274,13 @@ class _Pass:
     def _partial(self, count: int) -> Tensor:
         return torch.empty(count, self.chunks, self.width, device=self.entrance.device)
 
+    def _totals(self, parts: Tensor) -> Tensor:
+        out = parts.new_empty(len(parts), self.width)
+        self.kernels.total[(-(-self.width // _FEW), len(parts))](
+            parts, out, self.width, self.chunks, PARTS=self.parts, COLUMNS=_FEW
+        )
+        return out
+
     def _sweep(self, kernel: str, *tensors: Tensor, **constants: int) -> None:
         grid = (self.chunks, -(-self.width // _COLUMNS))
         getattr(self.kernels, kernel)[grid](
@@ -278,11 +292,37 @@ def _padded(columns: int) -> int:
     return -(-columns // _PADDED) * _PADDED
 
 
-def _matrix(values: Tensor, kind: torch.dtype, rows: int | None = None) -> Tensor:
-    """Return a matrix of another type, with zeros beyond its columns, and up to so many rows."""
-    out = values.new_zeros(rows or len(values), _padded(values.shape[1]), dtype=kind)
-    out[: len(values), : values.shape[1]] = values
+def _matrix(values: Tensor, kind: torch.dtype) -> Tensor:
+    """Return a matrix of another type, with zeros beyond its columns."""
+    out = values.new_zeros(len(values), _padded(values.shape[1]), dtype=kind)
+    out[:, : values.shape[1]] = values
     return out
+
+
+def _matrices(weights: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
+    """Return matrices of another type, with zeros beyond their rows and columns."""
+    shapes = [(_padded(len(w)), _padded(w.shape[1])) for w in weights]
+    memory = weights[0].new_zeros(sum(r * c for r, c in shapes), dtype=kind)
+    out = []
+    for part, shape, weight in zip(memory.split([r * c for r, c in shapes]), shapes, weights, strict=True):
+        out.append(part.view(shape))
+        out[-1][: len(weight), : weight.shape[1]] = weight
+    return out
+
+
+def _with_padding(grad: Tensor) -> Tensor:
+    """Return the gradient of the output with zeros beyond its columns: if it is padded, as the output was, in place."""
+    rows, columns = grad.shape
+    wide = _padded(columns)
+    if (
+        grad.stride() != (wide, 1)
+        or grad.storage_offset()
+        or grad.untyped_storage().nbytes() != grad.element_size() * (rows * wide)
+    ):
+        return grad.contiguous() if wide == columns else pad(grad, (0, wide - columns))
+    whole = grad.as_strided((rows, wide), (wide, 1))
+    whole[:, columns:] = 0
+    return whole
 
 
 def _product_in_float32(a: Tensor, b: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """What stands between the products of a conditioner, in Triton: norm, activation, gate and sum, and their gradients.
 
-Matrices are ``[rows, width]``, contiguous; a program takes ``CHUNK`` rows of ``COLUMNS`` columns, ``ROWS`` at a time. Sums
-over the rows are made in two steps: one partial sum for each chunk, then those together. All is computed in float32.
+Matrices are ``[rows, width]``, contiguous; a program takes ``CHUNK`` rows of ``COLUMNS`` columns, ``ROWS`` at a time.
+Sums over the rows are made in two steps: one partial sum for each chunk, then those together. All is computed in float32.
+What a map's bias adds is added here where a sweep follows anyway: products without are faster.
 """
 
 from __future__ import annotations
 
 import triton.language as tl
 from triton import jit
-
-# ruff: noqa: N803  # what is compiled in is written in capitals, as Triton's users do
 
 
 @jit
@@ -41,7 +40,7 @@ def _slope(z, ACTIVATION: tl.constexpr):
 
 @jit
 def _sums(pointer, columns, wanted, sums, width):
-    tl.store(pointer + tl.program_id(0) * width + columns, sums, wanted)
+    tl.store(pointer + tl.program_id(0) * width + columns, tl.sum(sums, 0), wanted)
 
 
 @jit
@@ -49,26 +48,38 @@ def moments(y, sums, squares, rows, width, CHUNK: tl.constexpr, ROWS: tl.constex
     """Sums of the values and of their squares, for each chunk."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wanted = columns < width
-    total = tl.zeros((COLUMNS,), tl.float32)
-    total_square = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    total_square = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, CHUNK, ROWS):
         lines = tl.program_id(0) * CHUNK + start + tl.arange(0, ROWS)
         at = lines.to(tl.int64)[:, None] * width + columns[None, :]
         value = tl.load(y + at, (lines < rows)[:, None] & wanted[None, :], other=0.0).to(tl.float32)
-        total += tl.sum(value, 0)
-        total_square += tl.sum(value * value, 0)
+        total += value
+        total_square += value * value
     _sums(sums, columns, wanted, total, width)
     _sums(squares, columns, wanted, total_square, width)
 
 
 @jit
+def total(parts, out, width, chunks, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums over all chunks, ``[n, chunks, width]`` to ``[n, width]``."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    every = tl.arange(0, PARTS)
+    wanted = columns < width
+    at = (tl.program_id(1) * chunks + every)[:, None] * width + columns[None, :]
+    part = tl.load(parts + at, (every < chunks)[:, None] & wanted[None, :], other=0.0)
+    tl.store(out + tl.program_id(1) * width + columns, tl.sum(part, 0), wanted)
+
+
+@jit
 def batch_norm(
-    sums, squares, weight, bias, running_mean, running_var, table, rows, width, units, chunks, chunk, epsilon, momentum,
-    PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    sums, squares, weight, bias, added, running_mean, running_var, table, rows, width, units, chunks, chunk, epsilon,
+    momentum, ADDED: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """From the sums of all chunks: what to multiply by and to add, mean and 1 / deviation, as the rows of ``table``.
 
-    The chunks' variances and means are put together as Chan, Golub & LeVeque (1979) do. Columns beyond ``units`` get zeros.
+    The chunks' variances and means are put together as Chan, Golub & LeVeque (1979) do. Columns beyond ``units`` get
+    zeros. A bias that was left out, ``added``, moves nothing but the mean that is kept.
     """
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     wanted = columns < width
@@ -90,6 +101,8 @@ def batch_norm(
     tl.store(table + width + columns, tl.where(real, shift, 0.0), wanted)
     tl.store(table + 2 * width + columns, mean, wanted)
     tl.store(table + 3 * width + columns, rate, wanted)
+    if ADDED:
+        mean += tl.load(added + columns, real, other=0.0)
     old = tl.load(running_mean + columns, real, other=0.0)
     tl.store(running_mean + columns, old + momentum * (mean - old), real)
     old = tl.load(running_var + columns, real, other=0.0)
@@ -120,27 +133,31 @@ def activate(
 
 @jit
 def add(
-    h, y, gate, out, sums, squares, rows, width, GATE: tl.constexpr, MOMENTS: tl.constexpr,
+    h, y, bias, gate, bias_gate, out, sums, squares, rows, width, units, GATE: tl.constexpr, MOMENTS: tl.constexpr,
     CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``h + y · sigmoid(gate)``, and the moments of that."""
+    """``h + y · sigmoid(gate)``, y and gate with their biases, and the moments of that."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wanted = columns < width
-    total = tl.zeros((COLUMNS,), tl.float32)
-    total_square = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    total_square = tl.zeros((ROWS, COLUMNS), tl.float32)
+    level = tl.load(bias + columns, columns < units, other=0.0)[None, :]
+    if GATE:
+        level_gate = tl.load(bias_gate + columns, columns < units, other=0.0)[None, :]
     for start in range(0, CHUNK, ROWS):
         lines = tl.program_id(0) * CHUNK + start + tl.arange(0, ROWS)
         at = lines.to(tl.int64)[:, None] * width + columns[None, :]
         inside = (lines < rows)[:, None] & wanted[None, :]
         value = tl.load(y + at, inside, other=0.0).to(tl.float32)
+        value += level
         if GATE:
-            value *= tl.sigmoid(tl.load(gate + at, inside, other=0.0).to(tl.float32))
+            value *= tl.sigmoid(tl.load(gate + at, inside, other=0.0).to(tl.float32) + level_gate)
         value = (value + tl.load(h + at, inside, other=0.0).to(tl.float32)).to(out.dtype.element_ty)
         tl.store(out + at, value, inside)
         if MOMENTS:
-            rounded = value.to(tl.float32)
-            total += tl.sum(rounded, 0)
-            total_square += tl.sum(rounded * rounded, 0)
+            rounded = tl.where(inside, value.to(tl.float32), 0.0)
+            total += rounded
+            total_square += rounded * rounded
     if MOMENTS:
         _sums(sums, columns, wanted, total, width)
         _sums(squares, columns, wanted, total_square, width)
@@ -151,15 +168,15 @@ def activate_sums(
     grad, y, table, sums, products, rows, width, ACTIVATION: tl.constexpr,
     CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """What the gradient of batch norm needs of a chunk: the sums of z's gradient, and of it times the normalised value."""
+    """What batch norm's gradient needs of a chunk: the sums of z's gradient, and of it times the normalised value."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wanted = columns < width
     scale = tl.load(table + columns, wanted, other=0.0)[None, :]
     shift = tl.load(table + width + columns, wanted, other=0.0)[None, :]
     mean = tl.load(table + 2 * width + columns, wanted, other=0.0)[None, :]
     rate = tl.load(table + 3 * width + columns, wanted, other=0.0)[None, :]
-    total = tl.zeros((COLUMNS,), tl.float32)
-    total_product = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    total_product = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, CHUNK, ROWS):
         lines = tl.program_id(0) * CHUNK + start + tl.arange(0, ROWS)
         at = lines.to(tl.int64)[:, None] * width + columns[None, :]
@@ -167,20 +184,20 @@ def activate_sums(
         value = tl.load(y + at, inside, other=0.0).to(tl.float32)
         through = tl.load(grad + at, inside, other=0.0).to(tl.float32)
         through *= _slope(scale * value + shift, ACTIVATION)
-        total += tl.sum(through, 0)
-        total_product += tl.sum(through * (value - mean) * rate, 0)
+        total += through
+        total_product += through * (value - mean) * rate
     _sums(sums, columns, wanted, total, width)
     _sums(products, columns, wanted, total_product, width)
 
 
 @jit
 def activate_grad(
-    grad, y, table, means, more, out, sums, rows, width, NORM: tl.constexpr, MORE: tl.constexpr, ACTIVATION: tl.constexpr,
+    grad, y, table, totals, more, out, sums, rows, width, NORM: tl.constexpr, MORE: tl.constexpr, ACTIVATION: tl.constexpr,
     CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of y, plus ``more``; and its sums over each chunk.
 
-    ``means: [2, width]`` are the means over the rows of what :func:`activate_sums` sums.
+    ``totals: [2, width]`` are the sums over all rows of what :func:`activate_sums` sums.
     """
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wanted = columns < width
@@ -189,9 +206,9 @@ def activate_grad(
         shift = tl.load(table + width + columns, wanted, other=0.0)[None, :]
         mean = tl.load(table + 2 * width + columns, wanted, other=0.0)[None, :]
         rate = tl.load(table + 3 * width + columns, wanted, other=0.0)[None, :]
-        level = tl.load(means + columns, wanted, other=0.0)[None, :]
-        lean = tl.load(means + width + columns, wanted, other=0.0)[None, :]
-    total = tl.zeros((COLUMNS,), tl.float32)
+        level = tl.load(totals + columns, wanted, other=0.0)[None, :] / rows
+        lean = tl.load(totals + width + columns, wanted, other=0.0)[None, :] / rows
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, CHUNK, ROWS):
         lines = tl.program_id(0) * CHUNK + start + tl.arange(0, ROWS)
         at = lines.to(tl.int64)[:, None] * width + columns[None, :]
@@ -206,32 +223,34 @@ def activate_grad(
         if MORE:
             through += tl.load(more + at, inside, other=0.0).to(tl.float32)
         tl.store(out + at, through.to(out.dtype.element_ty), inside)
-        total += tl.sum(tl.where(inside, through, 0.0), 0)
+        total += tl.where(inside, through, 0.0)
     _sums(sums, columns, wanted, total, width)
 
 
 @jit
 def gate_grad(
-    grad, y, gate, out, out_gate, sums, sums_gate, rows, width,
+    grad, y, bias, gate, bias_gate, out, out_gate, sums, sums_gate, rows, width, units,
     CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The gradients of y and of the gate in ``y · sigmoid(gate)``, and their sums over each chunk."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wanted = columns < width
-    total = tl.zeros((COLUMNS,), tl.float32)
-    total_gate = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    total_gate = tl.zeros((ROWS, COLUMNS), tl.float32)
+    level = tl.load(bias + columns, columns < units, other=0.0)[None, :]
+    level_gate = tl.load(bias_gate + columns, columns < units, other=0.0)[None, :]
     for start in range(0, CHUNK, ROWS):
         lines = tl.program_id(0) * CHUNK + start + tl.arange(0, ROWS)
         at = lines.to(tl.int64)[:, None] * width + columns[None, :]
         inside = (lines < rows)[:, None] & wanted[None, :]
-        value = tl.load(y + at, inside, other=0.0).to(tl.float32)
+        value = tl.load(y + at, inside, other=0.0).to(tl.float32) + level
         through = tl.load(grad + at, inside, other=0.0).to(tl.float32)
-        share = tl.sigmoid(tl.load(gate + at, inside, other=0.0).to(tl.float32))
+        share = tl.sigmoid(tl.load(gate + at, inside, other=0.0).to(tl.float32) + level_gate)
         through_gate = through * value * share * (1 - share)
         through *= share
         tl.store(out + at, through.to(out.dtype.element_ty), inside)
         tl.store(out_gate + at, through_gate.to(out.dtype.element_ty), inside)
-        total += tl.sum(through, 0)
-        total_gate += tl.sum(through_gate, 0)
+        total += through
+        total_gate += through_gate
     _sums(sums, columns, wanted, total, width)
     _sums(sums_gate, columns, wanted, total_gate, width)
