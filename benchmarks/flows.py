@@ -62,7 +62,8 @@ class Worker:
             env=os.environ
             | threads
             | {"JAX_PLATFORMS": options.device, "PYTHONWARNINGS": "ignore"}
-            | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            # JAX takes memory as it needs it, and multiplies in float32 as the others do, not in TF32.
+            | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
         )
 
     def hear(self) -> dict[str, Any]:

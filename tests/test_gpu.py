@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("default::RuntimeWarning")  # NumPy's, i
 from fluvial.core import gpu
 from fluvial.core.spline import _KernelSpline, _Spline, spline_parameters
 from fluvial.flows import build_flow
+from fluvial.flows.transformer import _affine
 from fluvial.nets import MLP
 from fluvial.nets import gpu as gpu_nets
 from zoo import FLOWS, make_flow
@@ -53,6 +54,18 @@ def test_the_spline_agrees_with_double_precision(bins, inverse):
             assert mine.quantile(quantile) <= 3 * theirs.quantile(quantile) + (
                 1e-6 if quantile < 0.9 else 1e-4
             )
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_the_affine_map_agrees_with_operations(inverse):
+    x, parameters, grads = problem(1)
+    parameters = parameters[:, :2].contiguous().requires_grad_()
+    x.requires_grad_()
+    plain = _affine(x, parameters, 3.0, inverse=inverse)[:2]
+    torch.testing.assert_close(gpu.affine(x.detach(), parameters.detach(), 3.0, inverse), plain)
+    ours = gpu.affine_backward(x.detach(), parameters.detach(), *grads, 3.0, inverse)
+    theirs = torch.autograd.grad(plain, (x, parameters), grads)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_in_bfloat16_are_those_numbers():
@@ -121,6 +134,9 @@ def test_a_conditioner_in_training_agrees_with_operations(options, rows):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max() + rows / 10))
     for mine, theirs in zip(net.buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    if not net.norms:
+        with torch.no_grad():
+            torch.testing.assert_close(gpu_nets.conditioner(net, x, context), plain[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
@@ -184,7 +200,6 @@ def test_a_recording_follows_the_weights_and_leaves_gradients_alone():
         losses.append(float(flow.backward(x, context)))
         optimizer.step()
     assert losses[-1] < losses[0] - 1
-    assert abs(losses[-1] - float(flow.loss(x, context))) < 0.2
     first = flow.backward(x, context)
     once = [p.grad.clone() for p in flow.parameters()]
     flow.zero_grad(set_to_none=True)

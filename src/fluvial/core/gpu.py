@@ -16,8 +16,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-#: Parameters of one kind that a program holds at once; and elements of one that sees few numbers of each.
-_TILE, _BLOCK = 2048, 256
+#: Parameters of one kind that a program, which is one warp, holds at once; and elements of one that sees few numbers.
+_TILE, _BLOCK = 1024, 256
 
 
 @cache
@@ -55,7 +55,7 @@ def spline(
     if count:
         grid, sizes = _tiles(count, bins)
         gpu_kernels.find[grid](
-            x, parameters, table, count, group, stride, bound, floor, INVERSE=inverse, **sizes
+            x, parameters, table, count, group, stride, bound, floor, INVERSE=inverse, num_warps=1, **sizes
         )
         gpu_kernels.evaluate[(-(-count // _BLOCK),)](
             x, table, value, log_slope, count, bound, floor, math.log(slope_limit),
@@ -86,9 +86,10 @@ def spline_backward(
     grad_x = torch.empty_like(argument)
     count, bins = argument.numel(), (parameters.shape[-1] - 1) // 3
     gradients = argument.new_empty(gpu_kernels.GRADIENTS, count)
-    grad_parameters = torch.empty_strided(
-        parameters.shape, parameters.stride(), dtype=parameters.dtype, device=parameters.device
-    )
+    # Laid out as the parameters are, and to the end of the last row's padding.
+    rows = count // group if stride else 1
+    memory = parameters.new_empty(rows * (stride or parameters.numel()))
+    grad_parameters = memory.as_strided(parameters.shape, parameters.stride())
     if count:
         gpu_kernels.differentiate[(-(-count // _BLOCK),)](
             argument, table, grad_value, grad_log_slope, grad_x, gradients, count, bound, floor, math.log(slope_limit),
@@ -96,7 +97,7 @@ def spline_backward(
         )  # fmt: skip
         grid, sizes = _tiles(count, bins)
         gpu_kernels.scatter[grid](
-            parameters, table, gradients, grad_parameters, count, group, stride, **sizes
+            parameters, table, gradients, grad_parameters, count, group, stride, num_warps=1, **sizes
         )
     return grad_x, grad_parameters
 
@@ -115,5 +116,41 @@ def _laid_out(parameters: Tensor) -> tuple[Tensor, int, int]:
 def _tiles(count: int, bins: int) -> tuple[tuple[int], dict[str, int]]:
     """Return how many programs there are, and the sizes that are compiled in."""
     padded = 1 << max(bins - 1, 1).bit_length()
-    rows = max(1, min(128, _TILE // padded))
+    rows = max(1, min(32, _TILE // padded))
     return (-(-count // rows),), {"BINS": bins, "PADDED": padded, "ROWS": rows}
+
+
+def serves_affine(x: Tensor, parameters: Tensor) -> bool:
+    """Return whether the kernel can do an affine map: ``x: [*batch]``, ``parameters: [*batch, 2]``."""
+    return serves_spline(x, parameters) and parameters.dtype == x.dtype and x.shape == parameters.shape[:-1]
+
+
+def affine(x: Tensor, parameters: Tensor, limit: float, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Return value and log-slope of :class:`fluvial.flows.transformer.AffineTransformer`'s map, both like ``x``."""
+    from fluvial.core import gpu_kernels
+
+    x, parameters = x.contiguous(), parameters.contiguous()
+    value, log_slope = torch.empty_like(x), torch.empty_like(x)
+    if count := x.numel():
+        gpu_kernels.affine[(-(-count // _BLOCK),)](
+            x, parameters, value, log_slope, count, limit, INVERSE=inverse, BLOCK=_BLOCK
+        )
+    return value, log_slope
+
+
+def affine_backward(
+    x: Tensor, parameters: Tensor, grad_value: Tensor, grad_log_slope: Tensor, limit: float, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the parameters."""
+    from fluvial.core import gpu_kernels
+
+    x, parameters, grad_value, grad_log_slope = (
+        t.contiguous() for t in (x, parameters, grad_value, grad_log_slope)
+    )
+    grad_x, grad_parameters = torch.empty_like(x), torch.empty_like(parameters)
+    if count := x.numel():
+        gpu_kernels.affine_backward[(-(-count // _BLOCK),)](
+            x, parameters, grad_value, grad_log_slope, grad_x, grad_parameters, count, limit,
+            INVERSE=inverse, BLOCK=_BLOCK,
+        )  # fmt: skip
+    return grad_x, grad_parameters

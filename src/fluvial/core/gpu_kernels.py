@@ -1,7 +1,7 @@
-"""The spline's kernels in Triton (see :mod:`fluvial.core.gpu`): formulas and names are those of :mod:`fluvial.core.spline`.
+"""The kernels of :mod:`fluvial.core.gpu` in Triton: formulas and names are those of :mod:`fluvial.core.spline`.
 
-What sees all bins of an element and what sees a few numbers of it are kernels of their own: in the first a warp works on a
-row of parameters, in the second each thread on an element. Between them stands a table ``[FOUND, elements]``.
+What sees all bins of an element and what sees a few numbers of it are kernels of their own: in the first a warp works on
+some rows of parameters, in the second each thread on an element. Between them stands a table ``[FOUND, elements]``.
 """
 
 from __future__ import annotations
@@ -236,3 +236,46 @@ def scatter(
     tl.store(grad_parameters + place + 2 * BINS, knots.to(kind), wanted)
     last = tl.where(index + 1 == BINS, grad1, 0.0)
     tl.store(grad_parameters + starts + 3 * BINS, last.to(kind), lines)
+
+
+@jit
+def affine(x_, parameters, value_, log_slope_, count, limit, INVERSE: tl.constexpr, BLOCK: tl.constexpr):
+    """Value and log-slope of an affine map with a bounded slope."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lines = rows < count
+    x = tl.load(x_ + rows, lines, other=0.0)
+    raw = tl.load(parameters + 2 * rows, lines, other=0.0)
+    shift = tl.load(parameters + 2 * rows + 1, lines, other=0.0)
+    log_scale = raw * limit / (limit + tl.abs(raw))
+    if INVERSE:
+        log_scale = -log_scale
+        value = (x - shift) * tl.exp(log_scale)
+    else:
+        value = x * tl.exp(log_scale) + shift
+    tl.store(value_ + rows, value, lines)
+    tl.store(log_slope_ + rows, log_scale, lines)
+
+
+@jit
+def affine_backward(
+    x_, parameters, grad_value_, grad_log_, grad_x_, grad_parameters, count, limit,
+    INVERSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of an affine map."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lines = rows < count
+    x = tl.load(x_ + rows, lines, other=0.0)
+    raw = tl.load(parameters + 2 * rows, lines, other=0.0)
+    shift = tl.load(parameters + 2 * rows + 1, lines, other=0.0)
+    grad_value = tl.load(grad_value_ + rows, lines, other=0.0)
+    grad_log = tl.load(grad_log_ + rows, lines, other=0.0)
+    squash = limit / (limit + tl.abs(raw))
+    if INVERSE:
+        grad_x = grad_value * tl.exp(-raw * squash)
+        grad_raw, grad_shift = -grad_x * (x - shift) - grad_log, -grad_x
+    else:
+        grad_x = grad_value * tl.exp(raw * squash)
+        grad_raw, grad_shift = grad_x * x + grad_log, grad_value
+    tl.store(grad_x_ + rows, grad_x, lines)
+    tl.store(grad_parameters + 2 * rows, grad_raw * squash * squash, lines)
+    tl.store(grad_parameters + 2 * rows + 1, grad_shift, lines)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluvial.core import native
+from fluvial.core import gpu, native
 from fluvial.core.spline import rational_quadratic, spline_parameters
 
 
@@ -22,6 +22,8 @@ class AffineTransformer:
         """Map ``x: [*batch]`` given ``parameters: [*batch, 2]``; return the value and the log-slope."""
         if native.records_gradients(x, parameters):
             return _Affine.apply(x, parameters, self.limit, inverse)  # type: ignore[return-value]
+        if gpu.serves_affine(x, parameters) and not native.is_transformed() and not torch.is_grad_enabled():
+            return gpu.affine(x, parameters, self.limit, inverse)
         return _affine(x, parameters, self.limit, inverse=inverse)[:2]
 
 
@@ -46,9 +48,11 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, parameters: Tensor, limit: float, inverse: bool):  # type: ignore[override]
-        value, log_slope, ctx.made = _affine(x, parameters, limit, inverse=inverse)
         ctx.save_for_backward(x, parameters)
         ctx.limit, ctx.inverse = limit, inverse
+        if gpu.serves_affine(x, parameters):
+            return gpu.affine(x, parameters, limit, inverse)
+        value, log_slope, ctx.made = _affine(x, parameters, limit, inverse=inverse)
         return value, log_slope
 
     @staticmethod
@@ -61,6 +65,11 @@ class _Affine(torch.autograd.Function):
                 torch.autograd.grad(results, wanted, (grad_value, grad_log_slope), create_graph=True)
             )
             return *(next(grads) if need else None for need in ctx.needs_input_grad[:2]), None, None
+        if gpu.serves_affine(*ctx.saved_tensors):
+            grads = gpu.affine_backward(
+                *ctx.saved_tensors, grad_value, grad_log_slope, ctx.limit, ctx.inverse
+            )
+            return *grads, None, None
         slope, squash, by_log_scale = ctx.made
         grad_x = grad_value * slope
         grad_raw = grad_value * by_log_scale

@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 #: Matrices are padded to a multiple of so many columns: 16 bytes of bfloat16.
 _PADDED = 8
 #: The tile of a program, and how many chunks of rows sums are made of at most.
-_ROWS, _COLUMNS, _CHUNKS = 32, 64, 128
+_ROWS, _COLUMNS, _CHUNKS = 32, 64, 256
 #: Columns of a program that puts the chunks' sums together.
 _FEW = 16
 _MM_TAKES_A_TYPE = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
-    """Return whether this is training on a GPU that can go through the kernels."""
+    """Return whether rows are on a GPU and can go through the kernels: in training, and without norms and gradients."""
     given = (x,) if context is None else (x, context)
+    training = net.training and torch.is_grad_enabled()
     return (
         x.is_cuda
-        and torch.is_grad_enabled()
+        and (training or not (net.norms or net.bf16 or torch.is_grad_enabled()))
         and gpu.available()
         and not native.is_transformed()
         and not torch.is_autocast_enabled("cuda")
-        and net.training
-        and net.dropout is None
+        and not (net.dropout is not None and net.training)
         and not net.constant
         and net.first.in_features == sum(t.shape[-1] for t in given)
         and all(t.dtype == torch.float32 and not native.has_tangent(t) for t in (*given, net.first.weight))
@@ -53,6 +53,12 @@ def conditioner(net: MLP, x: Tensor, context: Tensor | None) -> Tensor:
     rows = x.shape[:-1].numel()
     context = None if context is None else context.reshape(rows, context.shape[-1])
     norms = [t for norm in net.norms for t in (norm.weight, norm.bias)]
+    if not torch.is_grad_enabled():
+        return (
+            _Pass(net, x.reshape(rows, x.shape[-1]), context, net.weights(), keep=False)
+            .forward()
+            .unflatten(0, x.shape[:-1])
+        )
     out = _Conditioner.apply(net, x.reshape(rows, x.shape[-1]), context, *net.weights(), *norms)
     return out.unflatten(0, x.shape[:-1])  # type: ignore[union-attr]
 
@@ -60,7 +66,7 @@ def conditioner(net: MLP, x: Tensor, context: Tensor | None) -> Tensor:
 class _Conditioner(torch.autograd.Function):
     @staticmethod
     def forward(ctx, net: MLP, x: Tensor, context: Tensor | None, *weights: Tensor):  # type: ignore[override]
-        ctx.net, ctx.work = net, _Pass(net, x, context, weights)
+        ctx.net, ctx.work = net, _Pass(net, x, context, weights, keep=True)
         ctx.save_for_backward(x, context, *weights)
         return ctx.work.forward()
 
@@ -87,11 +93,10 @@ class _Pass:
     of the last map), of what map i made: in a residual network of the sum that it adds to, if i is even.
     """
 
-    def __init__(self, net: MLP, x: Tensor, context: Tensor | None, weights: Sequence[Tensor]):
+    def __init__(self, net: MLP, x: Tensor, context: Tensor | None, weights: Sequence[Tensor], *, keep: bool):
         from fluvial.nets import gpu_kernels
-        from fluvial.nets.mlp import draw_in
 
-        self.kernels, self.net = gpu_kernels, net
+        self.kernels, self.net, self.keep = gpu_kernels, net, keep
         self.kind = torch.bfloat16 if net.bf16 else torch.float32
         self.rows, self.units, self.hidden = len(x), net.first.out_features, len(net.hidden)
         self.width = _padded(self.units)
@@ -100,8 +105,7 @@ class _Pass:
         self.biases, self.norm_weights = weights[1:maps:2], weights[maps:]
         self.shapes = [w.shape for w in weights[:maps:2]]
         self.weights = _matrices(weights[:maps:2], self.kind)
-        given = draw_in(x) if context is None else torch.cat((draw_in(x), context), -1)
-        self.entrance = _matrix(given, self.kind)
+        self.entrance = self._entrance(x.contiguous(), context)
         self.context = _matrix(context, self.kind) if net.gates and context is not None else None
         # Rows of a chunk: a multiple of a program's, and as few chunks as their sums are put together of.
         self.chunk = _ROWS * max(2, -(-self.rows // (_ROWS * _CHUNKS)))
@@ -125,6 +129,18 @@ class _Pass:
         out = self._biased(self._activate(h, None, self.hidden), len(self.shapes) - 1)
         return out[:, : self.shapes[-1][0]]
 
+    def _entrance(self, x: Tensor, context: Tensor | None) -> Tensor:
+        from fluvial.nets.mlp import INPUT_RANGE
+
+        width = _padded(self.shapes[0][1])
+        given = x if context is None else context.contiguous()
+        out, columns = x.new_empty(len(x), width, dtype=self.kind), min(64, 1 << (width - 1).bit_length())
+        self.kernels.entrance[(-(-len(x) // _ROWS), -(-width // columns))](
+            x, given, out, len(x), x.shape[1], given.shape[1], width, INPUT_RANGE,
+            CONTEXT=context is not None, ROWS=_ROWS, COLUMNS=columns,
+        )  # fmt: skip
+        return out
+
     def _blocks(self, h: Tensor) -> Tensor:
         normed = bool(self.net.norms)
         sums = self._moments(h) if normed else None
@@ -141,15 +157,19 @@ class _Pass:
         return torch.mm(a, self.weights[i].t())
 
     def _biased(self, a: Tensor, i: int) -> Tensor:
-        bias = pad(self.biases[i], (0, len(self.weights[i]) - len(self.biases[i]))).to(self.kind)
+        bias, rows = self.biases[i], len(self.weights[i])
+        if len(bias) != rows or bias.dtype != self.kind:
+            bias = pad(bias, (0, rows - len(bias))).to(self.kind)
         return torch.addmm(bias, a, self.weights[i].t())
 
     def _activate(self, y: Tensor, sums: Tensor | None, i: int) -> Tensor:
         """Return activation i of y, normalised if there are sums."""
-        out = torch.empty_like(y)
+        # What a block adds to is wanted once more.
+        out = torch.empty_like(y) if self.keep or (self.net.residual and i % 2 == 0) else y
         table = y if sums is None else self._normalisation(sums, i)
-        self.inputs.append(y)
-        self.activated.append(out)
+        if self.keep:
+            self.inputs.append(y)
+            self.activated.append(out)
         self._sweep("activate", y, table, out, NORM=sums is not None, ACTIVATION=self.activation)
         return out
 
@@ -178,8 +198,9 @@ class _Pass:
         if self.context is not None:
             number = 1 + self.hidden + i // 2
             gate, bias_gate = self._product(self.context, number), self.biases[number]
-            self.gates.append(gate)
-            self.added.append(y)
+            if self.keep:
+                self.gates.append(gate)
+                self.added.append(y)
         out, sums = torch.empty_like(h), self._partial(2) if moments else None
         pair = (h, h) if sums is None else (sums[0], sums[1])
         gated = self.context is not None
@@ -254,20 +275,25 @@ class _Pass:
         self, h: Tensor, x: Tensor, need_x: bool, need_context: bool
     ) -> Iterator[Tensor | None]:
         inputs = x.shape[1]
-        grad = torch.mm(h, self.weights[0]).float() if need_x or need_context else None
-        if grad is None or not need_x:
-            yield None
-        else:
-            from fluvial.nets.mlp import INPUT_RANGE
-
-            yield grad[:, :inputs] * torch.rsqrt(1 + (x / INPUT_RANGE).square()) ** 3
+        grad = torch.mm(h, self.weights[0]) if need_x or need_context else None
+        yield None if grad is None or not need_x else self._entrance_grad(grad, x.contiguous())
         if grad is None or not need_context:
             yield None
             return
-        context = grad[:, inputs : self.shapes[0][1]]
+        context = grad[:, inputs : self.shapes[0][1]].float()
         for i, through in self.grad_gates.items():
             context = context + torch.mm(through, self.weights[i])[:, : context.shape[1]].float()
         yield context
+
+    def _entrance_grad(self, grad: Tensor, x: Tensor) -> Tensor:
+        from fluvial.nets.mlp import INPUT_RANGE
+
+        out, columns = torch.empty_like(x), min(64, 1 << max(x.shape[1] - 1, 1).bit_length())
+        if x.numel():
+            self.kernels.entrance_grad[(-(-len(x) // _ROWS), -(-x.shape[1] // columns))](
+                grad, x, out, len(x), x.shape[1], grad.shape[1], INPUT_RANGE, ROWS=_ROWS, COLUMNS=columns
+            )
+        return out
 
     # --- its parts ---------------------------------------------------------------------------------------
 
@@ -300,13 +326,18 @@ def _matrix(values: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _matrices(weights: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
-    """Return matrices of another type, with zeros beyond their rows and columns."""
+    """Return matrices of another type, with zeros beyond their rows and columns; those that are so are taken as they are."""
     shapes = [(_padded(len(w)), _padded(w.shape[1])) for w in weights]
-    memory = weights[0].new_zeros(sum(r * c for r, c in shapes), dtype=kind)
+    fits = [
+        w.dtype == kind and w.shape == s and w.is_contiguous() for w, s in zip(weights, shapes, strict=True)
+    ]
+    sizes = [0 if fit else r * c for (r, c), fit in zip(shapes, fits, strict=True)]
+    parts = weights[0].new_zeros(sum(sizes), dtype=kind).split(sizes)
     out = []
-    for part, shape, weight in zip(memory.split([r * c for r, c in shapes]), shapes, weights, strict=True):
-        out.append(part.view(shape))
-        out[-1][: len(weight), : weight.shape[1]] = weight
+    for part, shape, fit, weight in zip(parts, shapes, fits, weights, strict=True):
+        out.append(weight.detach() if fit else part.view(shape))
+        if not fit:
+            out[-1][: len(weight), : weight.shape[1]] = weight
     return out
 
 

@@ -39,6 +39,48 @@ def _slope(z, ACTIVATION: tl.constexpr):
 
 
 @jit
+def entrance(
+    x,
+    context,
+    out,
+    rows,
+    inputs,
+    contexts,
+    width,
+    limit,
+    CONTEXT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """What a network takes: x drawn in to ± ``limit``, the context, and zeros up to ``width``."""
+    lines = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = (lines < rows)[:, None]
+    first = here & (columns < inputs)[None, :]
+    value = tl.load(x + lines.to(tl.int64)[:, None] * inputs + columns[None, :], first, other=0.0)
+    value *= tl.rsqrt(1 + value / limit * (value / limit))
+    if CONTEXT:
+        other = here & ((columns >= inputs) & (columns < inputs + contexts))[None, :]
+        at = lines.to(tl.int64)[:, None] * contexts + columns[None, :] - inputs
+        value += tl.load(context + at, other, other=0.0)
+    at = lines.to(tl.int64)[:, None] * width + columns[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), here & (columns < width)[None, :])
+
+
+@jit
+def entrance_grad(grad, x, out, rows, inputs, width, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The gradient of x through :func:`entrance`."""
+    lines = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (lines < rows)[:, None] & (columns < inputs)[None, :]
+    at = lines.to(tl.int64)[:, None] * inputs + columns[None, :]
+    slope = tl.load(x + at, inside, other=0.0) / limit
+    slope = tl.rsqrt(1 + slope * slope)
+    place = grad + lines.to(tl.int64)[:, None] * width + columns[None, :]
+    tl.store(out + at, tl.load(place, inside, other=0.0).to(tl.float32) * slope * slope * slope, inside)
+
+
+@jit
 def _sums(pointer, columns, wanted, sums, width):
     tl.store(pointer + tl.program_id(0) * width + columns, tl.sum(sums, 0), wanted)
 
