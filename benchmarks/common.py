@@ -123,11 +123,12 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def where_and_when(machine: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     """Return one paragraph: on which machine, with which versions and on which day numbers were made."""
     memory = f", {machine['memory_GiB']} GiB" if machine.get("memory_GiB") else ""
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
     threads = f", threads used: {machine['threads']}" if machine.get("threads") else ""
     load = f", load {machine['load']:g} at the start" if machine.get("load") is not None else ""
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
-        f"Machine: {machine['processor']}, {machine['cores']} cores{memory}{threads}{load}; "
+        f"Machine: {machine['processor']}, {machine['cores']} cores{memory}{gpu}{threads}{load}; "
         f"{machine['system']}. Versions: {packages}. Date: {today()}."
     )
 

@@ -62,8 +62,7 @@ class Worker:
             env=os.environ
             | threads
             | {"JAX_PLATFORMS": options.device, "PYTHONWARNINGS": "ignore"}
-            # JAX takes memory as it needs it, and multiplies in float32 as the others do, not in TF32.
-            | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+            | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
 
     def hear(self) -> dict[str, Any]:
@@ -146,16 +145,34 @@ def _take_turns(workers: list[tuple[Worker, list[Op]]], repeats: int, measured: 
         worker.end()
 
 
-def page(rows: list[dict], about: list[dict], works: list[Work], where: str, command: str) -> str:
-    """Return the page that docs/benchmarks/flows.md is."""
-    return f"""# Speed of flows, against peers
+#: What differs between the pages of a CPU and of a GPU.
+PLACES = {
+    "cpu": {
+        "place": "on a CPU",
+        "products": "by MKL or oneDNN, whichever is faster; a draw counts as one pass). Where no gradient is wanted, "
+        "fluvial\ngets the rows in the chunks that its densities take by themselves, the others as they come.",
+        "memory": "MiB above what the process held after its imports, those that PyTorch makes for its first optimizer "
+        "included.",
+    },
+    "cuda": {
+        "place": "on a GPU",
+        "products": "in float32; a draw counts as one pass). Arrays come from the CPU's memory and go back there.",
+        "memory": "MiB of the GPU, as each library's allocator holds them; of JAX and fluvial's recordings all since the "
+        "start.",
+    },
+}
 
-Rows per second of the same architecture in each library, float32 on a CPU, each in a process of its own; the
+
+def page(rows: list[dict], about: list[dict], works: list[Work], where: str, command: str) -> str:
+    """Return the page that docs/benchmarks/flows.md is, or for a GPU flows-gpu.md."""
+    words = PLACES[works[0].device]
+    return f"""# Speed of flows {words["place"]}, against peers
+
+Rows per second of the same architecture in each library, float32 {words["place"]}, each in a process of its own; the
 median of interleaved repeats. `train` is a forward pass, a backward pass and a step of Adam. In brackets: the
 share of the *floor*, the rate at which this machine could do the conditioners' matrix products and nothing
 else (2 × weights operations a row, three times as many in training, over the rate of `torch.mm` at these
-shapes, by MKL or oneDNN, whichever is faster; a draw counts as one pass). Where no gradient is wanted, fluvial
-gets the rows in the chunks that its densities take by themselves, the others as they come.
+shapes, {words["products"]}
 
 Made by `{command}`.
 
@@ -172,7 +189,7 @@ bfloat16 (`precision = "bf16"`) over the best peer in PyTorch, which trains in f
 
 ## Peak memory
 
-MiB above what the process held after its imports, those that PyTorch makes for its first optimizer included.
+{words["memory"]}
 
 {markdown_table(_memory(rows))}
 
@@ -326,6 +343,7 @@ def main() -> None:
         serve(options.worker, works[0], options.threads, options.seconds)
         return
     host, packages = machine(options.threads), versions(PACKAGES)
+    host |= {"gpu": _gpu()} if options.device != "cpu" else {}
     if host["load"] is not None and host["load"] > 0.5:
         _say(f"The machine is busy (load {host['load']}): every number will be too low, unevenly so.")
     rows, about = [], []
@@ -341,6 +359,12 @@ def main() -> None:
         options.markdown.write_text(text, encoding="utf-8")
     if options.json:
         write_json(options.json, rows, machine=host, versions=packages, contenders=about)
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def _public(argument: str) -> str:

@@ -1,26 +1,24 @@
 """The kernels in Triton give what PyTorch's operations give: on a GPU, or where there is none in Triton's interpreter."""
 
-import os
 from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-pytest.importorskip("triton", reason="there is no Triton: PyTorch for a CPU comes without")
-
-pytestmark = pytest.mark.filterwarnings("default::RuntimeWarning")  # NumPy's, in the interpreter
+from zoo import FLOWS, make_flow
 
 from fluvial.core import gpu
 from fluvial.core.spline import _KernelSpline, _Spline, spline_parameters
+from fluvial.data.stream import Batches
 from fluvial.flows import build_flow
 from fluvial.flows.transformer import _affine
 from fluvial.nets import MLP
 from fluvial.nets import gpu as gpu_nets
-from zoo import FLOWS, make_flow
+from fluvial.train import EpochEvent, Trainer, TrainingOptions
+
+pytest.importorskip("triton", reason="there is no Triton: PyTorch for a CPU comes without")
+pytestmark = pytest.mark.filterwarnings("default::RuntimeWarning")  # NumPy's, in the interpreter
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def by_kernel(*arguments):
@@ -200,11 +198,39 @@ def test_a_recording_follows_the_weights_and_leaves_gradients_alone():
         losses.append(float(flow.backward(x, context)))
         optimizer.step()
     assert losses[-1] < losses[0] - 1
+    flow.zero_grad(set_to_none=True)
     first = flow.backward(x, context)
     once = [p.grad.clone() for p in flow.parameters()]
     flow.zero_grad(set_to_none=True)
     flow.backward(x, context)
     flow.backward(x, context)  # adds
-    assert float(first) == pytest.approx(float(flow.loss(x, context)), abs=1e-4)
+    assert float(first) == pytest.approx(float(flow.loss(x, context).detach()), abs=1e-4)
     for p, g in zip(flow.parameters(), once, strict=True):
         torch.testing.assert_close(p.grad - g, g, rtol=1e-3, atol=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_on_a_gpu_goes_on_from_its_checkpoint(precision):
+    def trainer():
+        torch.manual_seed(0)
+        flow = build_flow("coupling-spline", targets=3, context=2, steps=3, width=32).to(DEVICE)
+        options = TrainingOptions(epochs=6, learning_rate=2e-3, precision=precision, ema=0.99)
+        return Trainer(flow, Batches(x, context, 256, 0), (x[:500], context[:500]), options)
+
+    generator = torch.Generator().manual_seed(1)
+    context = torch.randn(2000, 2, generator=generator).to(DEVICE)
+    x = (torch.randn(2000, 3, generator=generator).to(DEVICE) * 0.3 + context[:, :1]).contiguous()
+    whole = trainer()
+    epochs = [e for e in whole.run() if isinstance(e, EpochEvent)]
+    assert epochs[-1].validation_loss < epochs[0].validation_loss
+    cut = trainer()
+    for event in cut.run():
+        if isinstance(event, EpochEvent) and event.epoch == 3:
+            break
+    state = cut.state()
+    again = trainer()
+    again.load(state)
+    rest = [e for e in again.run() if isinstance(e, EpochEvent)]
+    assert [e.epoch for e in rest] == [4, 5, 6]
+    assert rest[-1].validation_loss == pytest.approx(epochs[-1].validation_loss, abs=0.02)

@@ -300,6 +300,15 @@ def test_what_cannot_be_fitted_says_why_and_leaves_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["table.parquet", "tiny.toml"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed_before_the_table_is_read(tmp_path: Path) -> None:
+    study = tmp_path / "tiny.toml"  # and no table beside it
+    study.write_text(STUDY.replace("[training]", '[training]\ndevice = "cuda"'), encoding="utf-8")
+    with pytest.raises(RunError, match=r'device = "cuda": expected an NVIDIA GPU; .*set device = "cpu"'):
+        fluvial.fit(study, runs=tmp_path / "runs")
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.toml"]
+
+
 def test_damaged_and_textual_tables(tmp_path: Path) -> None:
     study = write(tmp_path)
     path = tmp_path / "table.parquet"

@@ -22,6 +22,7 @@ from peers.work import BOUND, LEARNING_RATE, Work
 def build(work: Work) -> FlowjaxContender:
     """Build the flow, with flowjax's own loss and training step."""
     base = paramax.non_trainable(Normal(jnp.zeros(work.targets)))
+    on_gpu = ["products in TF32, JAX's default there"] if work.device == "cuda" else []
     if work.architecture == "maf":
         flow = masked_autoregressive_flow(
             jr.key(0),
@@ -31,10 +32,10 @@ def build(work: Work) -> FlowjaxContender:
             nn_width=work.width,
             nn_depth=work.blocks,
         )
-        return FlowjaxContender(flow, "")
+        return FlowjaxContender(flow, "; ".join(on_gpu))
     layers = eqx.filter_vmap(lambda key: _step(key, work))(jr.split(jr.key(0), work.steps))
-    differs = "permutations in place of LU; no gates, no batch norm" if work.mixing == "lu" else ""
-    return FlowjaxContender(Transformed(base, Invert(Scan(layers))), differs)
+    differs = ["permutations in place of LU; no gates, no batch norm"] if work.mixing == "lu" else []
+    return FlowjaxContender(Transformed(base, Invert(Scan(layers))), "; ".join(differs + on_gpu))
 
 
 class FlowjaxContender:

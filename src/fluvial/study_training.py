@@ -11,6 +11,7 @@ from fluvial.study_columns import Section
 
 # The same as in fluvial.train, which is a layer above.
 Precision = Literal["float32", "bf16"]
+Device = Literal["cpu", "cuda"]
 Schedule = Literal["cosine", "constant", "cosine-restarts", "one-cycle", "plateau"]
 Metric = Literal["loss", "conditioning"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -96,6 +97,11 @@ class TrainingSection(Section):
         default="float32",
         description="of the products in conditioners while they train; bf16 is for a GPU, or a CPU with instructions "
         "for it; densities, draws and checks are in float32 whatever it is",
+    )
+    device: Device = Field(
+        default="cpu",
+        description="where to train: cuda is an NVIDIA GPU, which repays batches of thousands of rows; what is made of "
+        "the density afterwards, draws and checks, is made on the CPU",
     )
     compile: bool = Field(
         default=False, description="compile the flow with torch.compile; the record says what it cost"

@@ -12,6 +12,7 @@ import math
 import os
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,13 @@ _TILE, _BLOCK = 1024, 256
 def available() -> bool:
     """Return whether there is Triton and kernels are not switched off (``FLUVIAL_KERNELS=0``)."""
     return os.environ.get("FLUVIAL_KERNELS") != "0" and find_spec("triton") is not None
+
+
+@cache
+def _kernels() -> Any:
+    from fluvial.core import gpu_kernels  # which needs Triton
+
+    return gpu_kernels
 
 
 def serves_spline(x: Tensor, parameters: Tensor) -> bool:
@@ -45,19 +53,17 @@ def spline(
 
     And what :func:`spline_backward` needs: a table of the bins.
     """
-    from fluvial.core import gpu_kernels
-
     x = x.contiguous()
     parameters, group, stride = _laid_out(parameters)
     value, log_slope = torch.empty_like(x), torch.empty_like(x)
     count, bins = x.numel(), (parameters.shape[-1] - 1) // 3
-    table = x.new_empty(gpu_kernels.FOUND, count)
+    table = x.new_empty(_kernels().FOUND, count)
     if count:
         grid, sizes = _tiles(count, bins)
-        gpu_kernels.find[grid](
+        _kernels().find[grid](
             x, parameters, table, count, group, stride, bound, floor, INVERSE=inverse, num_warps=1, **sizes
         )
-        gpu_kernels.evaluate[(-(-count // _BLOCK),)](
+        _kernels().evaluate[(-(-count // _BLOCK),)](
             x, table, value, log_slope, count, bound, floor, math.log(slope_limit),
             INVERSE=inverse, BINS=bins, BLOCK=_BLOCK,
         )  # fmt: skip
@@ -79,24 +85,22 @@ def spline_backward(
 
     ``argument`` is that of the *forward* map: where the inverse was applied, its value.
     """
-    from fluvial.core import gpu_kernels
-
     argument, grad_value, grad_log_slope = (t.contiguous() for t in (argument, grad_value, grad_log_slope))
     parameters, group, stride = _laid_out(parameters)
     grad_x = torch.empty_like(argument)
     count, bins = argument.numel(), (parameters.shape[-1] - 1) // 3
-    gradients = argument.new_empty(gpu_kernels.GRADIENTS, count)
+    gradients = argument.new_empty(_kernels().GRADIENTS, count)
     # Laid out as the parameters are, and to the end of the last row's padding.
     rows = count // group if stride else 1
     memory = parameters.new_empty(rows * (stride or parameters.numel()))
     grad_parameters = memory.as_strided(parameters.shape, parameters.stride())
     if count:
-        gpu_kernels.differentiate[(-(-count // _BLOCK),)](
+        _kernels().differentiate[(-(-count // _BLOCK),)](
             argument, table, grad_value, grad_log_slope, grad_x, gradients, count, bound, floor, math.log(slope_limit),
             INVERSE=inverse, BINS=bins, BLOCK=_BLOCK,
         )  # fmt: skip
         grid, sizes = _tiles(count, bins)
-        gpu_kernels.scatter[grid](
+        _kernels().scatter[grid](
             parameters, table, gradients, grad_parameters, count, group, stride, num_warps=1, **sizes
         )
     return grad_x, grad_parameters
@@ -127,12 +131,10 @@ def serves_affine(x: Tensor, parameters: Tensor) -> bool:
 
 def affine(x: Tensor, parameters: Tensor, limit: float, inverse: bool) -> tuple[Tensor, Tensor]:
     """Return value and log-slope of :class:`fluvial.flows.transformer.AffineTransformer`'s map, both like ``x``."""
-    from fluvial.core import gpu_kernels
-
     x, parameters = x.contiguous(), parameters.contiguous()
     value, log_slope = torch.empty_like(x), torch.empty_like(x)
     if count := x.numel():
-        gpu_kernels.affine[(-(-count // _BLOCK),)](
+        _kernels().affine[(-(-count // _BLOCK),)](
             x, parameters, value, log_slope, count, limit, INVERSE=inverse, BLOCK=_BLOCK
         )
     return value, log_slope
@@ -142,14 +144,12 @@ def affine_backward(
     x: Tensor, parameters: Tensor, grad_value: Tensor, grad_log_slope: Tensor, limit: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and of the parameters."""
-    from fluvial.core import gpu_kernels
-
     x, parameters, grad_value, grad_log_slope = (
         t.contiguous() for t in (x, parameters, grad_value, grad_log_slope)
     )
     grad_x, grad_parameters = torch.empty_like(x), torch.empty_like(parameters)
     if count := x.numel():
-        gpu_kernels.affine_backward[(-(-count // _BLOCK),)](
+        _kernels().affine_backward[(-(-count // _BLOCK),)](
             x, parameters, grad_value, grad_log_slope, grad_x, grad_parameters, count, limit,
             INVERSE=inverse, BLOCK=_BLOCK,
         )  # fmt: skip

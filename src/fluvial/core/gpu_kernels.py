@@ -4,6 +4,9 @@ What sees all bins of an element and what sees a few numbers of it are kernels o
 some rows of parameters, in the second each thread on an element. Between them stands a table ``[FOUND, elements]``.
 """
 
+# There may be no Triton; and what a kernel's constants leave out is not unbound.
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import triton.language as tl

@@ -1,9 +1,10 @@
 """Flows on an NVIDIA GPU as CUDA graphs: what a step launches one by one, recorded once and launched as a whole.
 
 A flow is hundreds of small operations, and for a GPU each takes less long than Python takes to ask for it. So what comes
-back with the same shapes is recorded at its third time, and played from then on: the gradient of the loss in training, and
-both directions of the map where no gradient is wanted. A recording reads weights and buffers where they lie: it holds until
-they are moved. Flows say by ``recordable`` whether their operations are the same for all values; others run as ever.
+back with the same shapes is recorded at its third time, and played from then on: the gradient of the loss in training,
+and both directions of the map where no gradient is wanted. A recording reads weights and buffers where they lie: it
+holds until they are moved. Flows say by ``recordable`` whether their operations are the same for all values; others run
+as ever.
 """
 
 from __future__ import annotations
@@ -83,6 +84,11 @@ def backward(flow: AbstractFlow, x: Tensor, context: Maybe, weight: Maybe) -> Ma
         if grad is not None:
             p.grad = grad if p.grad is None else p.grad + grad
     return loss.clone()
+
+
+def forget(flow: AbstractFlow) -> None:
+    """Let go of a flow's recordings and of their memory."""
+    _books.pop(flow, None)
 
 
 def apply(

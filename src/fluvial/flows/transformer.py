@@ -66,9 +66,8 @@ class _Affine(torch.autograd.Function):
             )
             return *(next(grads) if need else None for need in ctx.needs_input_grad[:2]), None, None
         if gpu.serves_affine(*ctx.saved_tensors):
-            grads = gpu.affine_backward(
-                *ctx.saved_tensors, grad_value, grad_log_slope, ctx.limit, ctx.inverse
-            )
+            x, parameters = ctx.saved_tensors
+            grads = gpu.affine_backward(x, parameters, grad_value, grad_log_slope, ctx.limit, ctx.inverse)
             return *grads, None, None
         slope, squash, by_log_scale = ctx.made
         grad_x = grad_value * slope

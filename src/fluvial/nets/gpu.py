@@ -9,7 +9,8 @@ flow is told; sums, statistics and gradients of the weights are float32. Results
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ def conditioner(net: MLP, x: Tensor, context: Tensor | None) -> Tensor:
     return out.unflatten(0, x.shape[:-1])  # type: ignore[union-attr]
 
 
+@cache
+def _kernels() -> Any:
+    from fluvial.nets import gpu_kernels  # which needs Triton
+
+    return gpu_kernels
+
+
 class _Conditioner(torch.autograd.Function):
     @staticmethod
     def forward(ctx, net: MLP, x: Tensor, context: Tensor | None, *weights: Tensor):  # type: ignore[override]
@@ -94,9 +102,7 @@ class _Pass:
     """
 
     def __init__(self, net: MLP, x: Tensor, context: Tensor | None, weights: Sequence[Tensor], *, keep: bool):
-        from fluvial.nets import gpu_kernels
-
-        self.kernels, self.net, self.keep = gpu_kernels, net, keep
+        self.kernels, self.net, self.keep = _kernels(), net, keep
         self.kind = torch.bfloat16 if net.bf16 else torch.float32
         self.rows, self.units, self.hidden = len(x), net.first.out_features, len(net.hidden)
         self.width = _padded(self.units)
@@ -326,7 +332,7 @@ def _matrix(values: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _matrices(weights: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
-    """Return matrices of another type, with zeros beyond their rows and columns; those that are so are taken as they are."""
+    """Return matrices of another type, with zeros beyond their rows and columns; as they are where nothing is to do."""
     shapes = [(_padded(len(w)), _padded(w.shape[1])) for w in weights]
     fits = [
         w.dtype == kind and w.shape == s and w.is_contiguous() for w, s in zip(weights, shapes, strict=True)

@@ -5,6 +5,9 @@ Sums over the rows are made in two steps: one partial sum for each chunk, then t
 What a map's bias adds is added here where a sweep follows anyway: products without are faster.
 """
 
+# There may be no Triton; and what a kernel's constants leave out is not unbound.
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import triton.language as tl
@@ -234,8 +237,8 @@ def activate_sums(
 
 @jit
 def activate_grad(
-    grad, y, table, totals, more, out, sums, rows, width, NORM: tl.constexpr, MORE: tl.constexpr, ACTIVATION: tl.constexpr,
-    CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad, y, table, totals, more, out, sums, rows, width, NORM: tl.constexpr, MORE: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of y, plus ``more``; and its sums over each chunk.
 

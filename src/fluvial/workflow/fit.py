@@ -28,7 +28,7 @@ from fluvial.record import (
 )
 from fluvial.runs_table import flat_options
 from fluvial.study import parse_study, read_study
-from fluvial.train import CHECKPOINT, Checkpoint, Group, process_group
+from fluvial.train import CHECKPOINT, Checkpoint, Group, process_group, training_device
 from fluvial.train.stopping import Place
 from fluvial.workflow.begin import described, new_density, new_record, read_given
 from fluvial.workflow.card import write_card
@@ -89,6 +89,7 @@ def fit(
     if ensemble is not None:
         text = ensemble_text(text, ensemble)
         parsed = parse_study(tomllib.loads(text))
+    training_device(parsed.training.device)  # before a large table is read
     if parsed.training.ensemble > 1:
         from fluvial.workflow.ensemble import fit_ensemble  # which is made of this module
 

@@ -12,6 +12,7 @@ import torch
 
 from fluvial.density import DENSITY_FILE, Density
 from fluvial.errors import RunError
+from fluvial.flows import graphed
 from fluvial.flows.amortized import Amortized
 from fluvial.loggers import Logger
 from fluvial.record import RunFolder
@@ -26,6 +27,7 @@ from fluvial.train import (
     Trainer,
     TrainingError,
     TrainingOptions,
+    training_device,
 )
 from fluvial.train.options import Diagnosis
 from fluvial.workflow.data import Rows, standardised, thinned
@@ -111,23 +113,8 @@ def train_density(
     LostProcess
         If another process is gone; a checkpoint has been written.
     """
-    transforms = density.target_transforms, density.context_transforms
-    measured = thinned(rows.split.validation, density.flow.validation_rows)
-    validation, weight = rows.take(measured), None if rows.weight is None else rows.weight[measured]
-    validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms, weight)
-    section = study.training
-    size = section.batch_rows(rows.count("train"))
-    batches, train_logdet = rows.batches(*transforms, size, section.seed)
-    trainer = Trainer(
-        density.flow,
-        batches,
-        (validation_x, with_weight(validation_c, weight)),
-        options,
-        seed=section.seed,
-        stop=stop,
-        group=group,
-        weighted=weight is not None,
-    )
+    device = training_device(study.training.device, group.rank)
+    trainer, logdets = _trainer(density, rows, study, options, device, group=group, stop=stop)
     if checkpoint is not None:
         trainer.load(checkpoint, further=further)
     interrupted = None
@@ -140,7 +127,7 @@ def train_density(
                 if keeper:
                     keeper.step(event, trainer)
             else:
-                event = in_units(event, train_logdet, validation_logdet)
+                event = in_units(event, *logdets)
                 if keeper:
                     keeper.epoch(event, trainer, interrupted=interrupted is not None)
             tell(event)
@@ -152,10 +139,45 @@ def train_density(
         if error.diagnosis is None:
             raise
         raise TrainingError(f"{error} {blame(error.diagnosis, density, rows)}", error.diagnosis) from error
+    finally:
+        density.flow.to("cpu")
+        graphed.forget(density.flow)
     density.flow.eval()
     if keeper and interrupted is None and trainer.place.stopped:
         keeper.record["stopped"] = trainer.place.stopped  # also where nothing was left to train
     return interrupted
+
+
+def _trainer(
+    density: Density,
+    rows: Rows,
+    study: Study,
+    options: TrainingOptions,
+    device: torch.device,
+    *,
+    group: Group,
+    stop: Callable[[], str | None],
+) -> tuple[Trainer, tuple[float, float]]:
+    """Return what trains a density, there, and the mean logdets of the transforms: of training and validation rows."""
+    transforms = density.target_transforms, density.context_transforms
+    measured = thinned(rows.split.validation, density.flow.validation_rows)
+    validation, weight = rows.take(measured), None if rows.weight is None else rows.weight[measured]
+    validation_x, validation_c, validation_logdet = standardised(validation, rows.schema, *transforms, weight)
+    section = study.training
+    size = section.batch_rows(rows.count("train"))
+    batches, train_logdet = rows.batches(*transforms, size, section.seed, device=device)
+    density.flow.to(device)
+    trainer = Trainer(
+        density.flow,
+        batches,
+        (validation_x.to(device), with_weight(validation_c, weight).to(device)),
+        options,
+        seed=section.seed,
+        stop=stop,
+        group=group,
+        weighted=weight is not None,
+    )
+    return trainer, (train_logdet, validation_logdet)
 
 
 def _tell_of_the_start(trainer: Trainer, tell: Callable[[Event], None], *, found: bool) -> None:
@@ -165,6 +187,10 @@ def _tell_of_the_start(trainer: Trainer, tell: Callable[[Event], None], *, found
         tell(f"learning rate {trainer.place.rate:.2g}: {how}")
     if trainer.compile_seconds is not None:
         tell(f"compiled; the first step took {trainer.compile_seconds:.1f} s")
+    if trainer.device.type == "cuda":
+        tell(f"on {torch.cuda.get_device_name(trainer.device)}")
+    elif torch.cuda.is_available():
+        tell('there is a GPU that training could use: [training] device = "cuda"')
     if trainer.group.size > 1:
         tell(f"{trainer.group.size} processes of {torch.get_num_threads()} threads")
 
@@ -203,13 +229,14 @@ def blame(found: Diagnosis, density: Density, rows: Rows) -> str:
     """Return which column and which rows of the table a diagnosis is about, with their values in units."""
     transforms = density.target_transforms, density.context_transforms
     x, context, _ = standardised(rows.scalars("train"), rows.schema.without_arrays, *transforms)
+    bad = torch.cat([found.x, found.context[:, : context.shape[1]]], 1).cpu()
     role = transforms[0] if found.role == "target" else transforms[1]
     if found.role == "context" and found.column >= context.shape[1]:
         return f"Column {_array_of(found.column - context.shape[1], density)}."
     name = role.coded_names[found.column]
     every = torch.cat([x, context], 1)
     numbers: list[int] = []
-    for row in torch.cat([found.x, found.context[:, : context.shape[1]]], 1):
+    for row in bad:
         same = ((every == row) | (every.isnan() & row.isnan())).all(1).nonzero()[:, 0]
         numbers += [int(rows.split.train[int(i)]) for i in same[:1]]
     listed = ", ".join(f"row {n}: {rows.table[name][n]:g}" for n in numbers)

@@ -38,7 +38,7 @@ class Work:
     @property
     def options(self) -> TrainingOptions:
         """The study's options of training, with the budget on record."""
-        left_out = {"batch_size", "seed", "start", "checkpoint_minutes", "ensemble"}
+        left_out = {"batch_size", "seed", "start", "checkpoint_minutes", "ensemble", "device"}
         options = self.study.training.model_dump(exclude=left_out)
         return TrainingOptions(**options | {k: self.record["study"]["training"][k] for k in _BUDGETS})
 
