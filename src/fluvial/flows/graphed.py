@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fluvial.core import gpu
+from fluvial.core import gpu, native
 
 if TYPE_CHECKING:
     from fluvial.flows.flow import AbstractFlow
@@ -74,7 +74,7 @@ def backward(flow: AbstractFlow, x: Tensor, context: Maybe, weight: Maybe) -> Ma
     for p in parameters:
         if p.grad is not None:  # it may lie where the recording writes
             p.grad = p.grad.clone()
-    kind = ("loss", len(parameters), _in_bf16(flow))
+    kind = ("loss", _in_bf16(flow), *(p.requires_grad for p in flow.parameters()))
     made = _played(flow, kind, gradient, [x, context, weight])
     if made is None:
         return None
@@ -95,9 +95,8 @@ def apply(
     flow: AbstractFlow, name: str, function: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Maybe
 ) -> tuple[Tensor, Tensor]:
     """Return ``function(x, context)``, the value and the logdet of a direction of the flow's map, played if recorded."""
-    spread = (
-        context is not None and 0 in context.stride()
-    )  # one context for many rows: what it makes is made once
+    # One context for many rows: what it makes is then made once, but not in a recording.
+    spread = context is not None and 0 in context.stride()
     if not (torch.is_grad_enabled() or flow.training or spread):
         made = _played(flow, (name,), lambda *given: list(function(*given)), [x, context])
         if made is not None:
@@ -114,7 +113,7 @@ def _played(
     """Return what a function gives by its recording, which is made if it is time; else ``None``."""
     first = given[0]
     assert first is not None
-    if not (first.is_cuda and flow.recordable and gpu.available()) or torch.compiler.is_compiling():
+    if not (first.is_cuda and flow.recordable and gpu.available()) or native.is_transformed():
         return None
     places = tuple(t.data_ptr() for t in (*flow.parameters(), *flow.buffers()))
     book = _books.get(flow)

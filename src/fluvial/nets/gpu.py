@@ -37,6 +37,7 @@ def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
     training = net.training and torch.is_grad_enabled()
     return (
         x.is_cuda
+        and x.shape[:-1].numel() > 0
         and (training or not (net.norms or net.bf16 or torch.is_grad_enabled()))
         and gpu.available()
         and not native.is_transformed()
