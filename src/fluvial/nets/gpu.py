@@ -1,8 +1,8 @@
-"""Whole conditioners on an NVIDIA GPU, in training: products by cuBLAS, and what stands between them in Triton.
+"""Whole conditioners on an NVIDIA GPU: products by cuBLAS, and what stands between them in Triton.
 
 Norm, activation, gate and sum are one sweep each where PyTorch's operations make three to five, and batch norm's gradient
-is two. Matrices are padded to columns of which cuBLAS can make tensor-core products, in float32 or in bfloat16 as the
-flow is told; sums, statistics and gradients of the weights are float32. Results are those of
+is two. Matrices are padded to columns of which cuBLAS can make tensor-core products, in float32 or, in training, in
+bfloat16 as the flow is told; sums, statistics and gradients of the weights are float32. Results are those of
 :meth:`fluvial.nets.MLP.by_operations` but for rounding.
 """
 
@@ -38,7 +38,7 @@ def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
     return (
         x.is_cuda
         and x.shape[:-1].numel() > 0
-        and (training or not (net.norms or net.bf16 or torch.is_grad_enabled()))
+        and (training or not (net.norms or torch.is_grad_enabled()))
         and gpu.available()
         and not native.is_transformed()
         and not torch.is_autocast_enabled("cuda")
@@ -52,17 +52,14 @@ def serves(net: MLP, x: Tensor, context: Tensor | None) -> bool:
 
 def conditioner(net: MLP, x: Tensor, context: Tensor | None) -> Tensor:
     """Return what the network gives for ``x: [*batch, inputs]``, ``context: [*batch, C]``; in bfloat16, if so told."""
-    rows = x.shape[:-1].numel()
+    batch, rows = x.shape[:-1], x.shape[:-1].numel()
+    x = x.reshape(rows, x.shape[-1])
     context = None if context is None else context.reshape(rows, context.shape[-1])
-    norms = [t for norm in net.norms for t in (norm.weight, norm.bias)]
     if not torch.is_grad_enabled():
-        return (
-            _Pass(net, x.reshape(rows, x.shape[-1]), context, net.weights(), keep=False)
-            .forward()
-            .unflatten(0, x.shape[:-1])
-        )
-    out = _Conditioner.apply(net, x.reshape(rows, x.shape[-1]), context, *net.weights(), *norms)
-    return out.unflatten(0, x.shape[:-1])  # type: ignore[union-attr]
+        return _Pass(net, x, context, net.weights(), keep=False).forward().unflatten(0, batch)
+    norms = [t for norm in net.norms for t in (norm.weight, norm.bias)]
+    out = _Conditioner.apply(net, x, context, *net.weights(), *norms)
+    return out.unflatten(0, batch)  # type: ignore[union-attr]
 
 
 @cache
@@ -104,7 +101,7 @@ class _Pass:
 
     def __init__(self, net: MLP, x: Tensor, context: Tensor | None, weights: Sequence[Tensor], *, keep: bool):
         self.kernels, self.net, self.keep = _kernels(), net, keep
-        self.kind = torch.bfloat16 if net.bf16 else torch.float32
+        self.kind = torch.bfloat16 if net.bf16 and keep else torch.float32
         self.rows, self.units, self.hidden = len(x), net.first.out_features, len(net.hidden)
         self.width = _padded(self.units)
         self.activation = ACTIVATIONS.index(type(net.activation))
