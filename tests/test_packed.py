@@ -9,6 +9,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,9 +324,7 @@ def test_a_disk_that_is_really_full(cache: Path) -> None:
     assert complete(cache / "one")
 
 
-def _race(cache: Path, locks: bool, go: str, results: multiprocessing.Queue[tuple[int, str]]) -> None:
-    import time
-
+def _race(cache: Path, locks: bool, together: Any, results: multiprocessing.Queue[tuple[int, str]]) -> None:
     if not locks:
         import fcntl
 
@@ -338,24 +337,23 @@ def _race(cache: Path, locks: bool, go: str, results: multiprocessing.Queue[tupl
     def count(folder: Path) -> None:
         nonlocal made
         made += 1
-        time.sleep(0.1)  # so that, without locks, both are at it at once
+        if not locks:
+            together.wait(60)  # both are at it at once
         make(columns(20_000))(folder)
 
-    while not os.path.exists(go):
-        time.sleep(0.001)
+    together.wait(60)
     made_once(cache / "one", complete, count)
     found = open_packed(cache / "one")
     results.put((made, "" if found is None else found.about["sha256"]))
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_two_processes_at_once(cache: Path, tmp_path: Path, locks: bool) -> None:
+def test_two_processes_at_once(cache: Path, locks: bool) -> None:
     context = multiprocessing.get_context("spawn")
-    results, go = context.Queue(), tmp_path / "go"
-    processes = [context.Process(target=_race, args=(cache, locks, str(go), results)) for _ in range(2)]
+    results, together = context.Queue(), context.Barrier(2)
+    processes = [context.Process(target=_race, args=(cache, locks, together, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    go.touch()
     made, digests = zip(*(results.get(timeout=60) for _ in processes), strict=True)
     for process in processes:
         process.join(60)

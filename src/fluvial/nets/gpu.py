@@ -111,8 +111,9 @@ class _Pass:
         self.weights = _matrices(weights[:maps:2], self.kind)
         self.entrance = self._entrance(x.contiguous(), context)
         self.context = _matrix(context, self.kind) if net.gates and context is not None else None
-        # Rows of a chunk: a multiple of a program's, and as few chunks as their sums are put together of.
-        self.chunk = _ROWS * max(2, -(-self.rows // (_ROWS * _CHUNKS)))
+        # Rows of a chunk, so that there are no more chunks than sums are put together of; it is compiled in, and powers
+        # of two are few.
+        self.chunk = _ROWS * max(2, 1 << (-(-self.rows // (_ROWS * _CHUNKS)) - 1).bit_length())
         self.chunks = max(1, -(-self.rows // self.chunk))
         self.parts = max(16, 1 << (self.chunks - 1).bit_length())
         self.tables: list[Tensor] = []
