@@ -268,6 +268,7 @@ def test_resume_from_the_command_line(terminal: Terminal) -> None:
             "sample runs/study-9 -o o.csv -g Z=1",
             "Expected a run folder at runs/study-9; found nothing; did you",
         ),
+        ("report study-1", "Expected a run folder at study-1; found nothing; did you mean runs/study-1?"),
         ("log-prob runs/study-1 study.toml", "study.toml: no reader for the suffix '.toml'"),
         ("check runs", "Expected a run folder at runs; found a folder without record.json"),
         ("report runs/study-2", "runs/study-2 has not been checked; run 'fluvial check runs/study-2' first."),

@@ -21,6 +21,7 @@ def columns(rows: int = 2000) -> dict[str, np.ndarray]:
     return {
         "energy": energy,
         "angle": rng.uniform(-np.pi, np.pi, rows),
+        "azimuth": rng.uniform(0, 360, rows),
         "cosine": rng.uniform(-1, 1, rows),
         "hits": rng.poisson(6.0, rows).astype(np.float64),
         "deposit": np.where(rng.random(rows) < 0.3, 0.0, energy * rng.exponential(0.2, rows)),
@@ -37,6 +38,7 @@ def columns(rows: int = 2000) -> dict[str, np.ndarray]:
         ("energy", False, {"transform": '"log"'}),
         ("angle", True, {"period": '"pi"'}),
         ("angle", False, {"period": '"pi"'}),
+        ("azimuth", True, {"period": "[0, 360]"}),
         ("cosine", True, {"support": "[-1, 1]"}),
         ("cosine", False, {}),
         ("hits", True, {"kind": '"integer"'}),

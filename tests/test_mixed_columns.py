@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,13 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "density.json").read_text())["format"] == 1  # as before there were others
     with pytest.raises(DataError, match=r"jets = 3 is not among the whole numbers 0, 1, 2, 5"):
         density.given(jets=[1.0, 3.0])
+
+
+def test_an_integer_context_of_many_values_takes_any_whole_number() -> None:
+    hits = Column("hits", "context", kind="integer", values=tuple(float(n) for n in range(50) if n != 30))
+    assert hits.counts
+    assert hits.contains(np.array([30.0, 120.0, 2.5])).tolist() == [True, True, False]
+    assert not replace(hits, role="target").contains(np.array([30.0])).any()
 
 
 # The study

@@ -267,6 +267,8 @@ def test_bins_resolve_peaks_and_hold_atoms():
     atom = np.concatenate([np.full(5000, -1.0), rng.uniform(0, 1, 5000)])
     assert (bins.binning([atom], [], 40).widths > 0).all()
     assert bins.binning([np.array([1.0, 2.0, 4.0])], [], 8).edges.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
+    turn = bins.binning([rng.uniform(0, 360, 5000)], [], 40, within=(0.0, 360.0))
+    assert turn.edges[[0, -1]].tolist() == [0.0, 360.0]
     assert bins.binning([atom], [], 40).counts(np.array([np.nan, np.inf])).sum() == 0
 
 

@@ -138,6 +138,17 @@ def test_killed_in_the_checks_it_only_checks(tmp_path: Path) -> None:
     assert (record["status"], record["stopped"]) == ("finished", "budget: 4 epochs")
 
 
+def test_what_was_found_about_other_weights_does_not_stay(tmp_path: Path) -> None:
+    run = fluvial.fit(write(tmp_path), runs=tmp_path / "runs").folder
+    assert run is not None
+    derived = {"checks.json", "checks.npz", "report.html", "conformal.safetensors"}
+    assert derived <= {p.name for p in run.iterdir()}
+    fluvial.resume(run, epochs=6, check=False)
+    assert not derived & {p.name for p in run.iterdir()}
+    assert RunFolder.open(run).record()["checks"] == {}
+    assert json.loads((run / "card.json").read_text())["checks"] is None
+
+
 def test_a_finished_run_goes_on_to_more_epochs(tmp_path: Path) -> None:
     density = fluvial.fit(write(tmp_path), runs=tmp_path / "runs", check=False)
     run = density.folder

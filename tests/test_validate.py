@@ -86,7 +86,9 @@ def test_dropping() -> None:
     assert report.rows_read == 100
     assert report.rows_kept == 97  # row 9 has two faults
     assert report.dropped == {"mass: missing": 2, "spin: outside": 2}
+    assert report.notes == []
     assert json.loads(json.dumps(report.to_json())) == {
+        "notes": [],
         "rows_read": 100,
         "rows_kept": 97,
         "dropped": {"mass: missing": 2, "spin: outside": 2},
@@ -173,3 +175,16 @@ def test_a_large_table_is_checked_quickly() -> None:
     _, report = validate(table, schema, where="m", missing="drop")
     assert report.rows_kept == 999_999
     assert time.process_time() - start < 5  # some 0.1 s; a loop over rows would take far longer
+
+
+def test_a_period_that_begins_elsewhere_is_told() -> None:
+    angles = np.linspace(0.5, 359.5, 100)
+    schema = Schema((Column("phi", "target", period=(-180.0, 180.0)),))
+    out, report = validate({"phi": angles}, schema, where="m")
+    assert report.notes == [
+        "phi: values run from 0.5 to 359.5; they are brought into its period, and draws lie from -180 to 180"
+    ]
+    assert out["phi"].min() >= -180
+    assert out["phi"].max() < 180
+    schema = Schema((Column("phi", "target", period=(0.0, 360.0)),))
+    assert validate({"phi": angles}, schema, where="m")[1].notes == []

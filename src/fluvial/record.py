@@ -106,6 +106,9 @@ class RunFolder:
             return cls(path)
         beside = [run.path.name for run in find_runs(path.parent)] if path.parent.is_dir() else []
         hint = nearest(path.name, beside)
+        usual = Path("runs") / path  # where fits put their runs, unless told otherwise
+        if (usual / RECORD).is_file():
+            hint = f"; did you mean {usual}?"
         what = "a folder without record.json" if path.is_dir() else "a file" if path.exists() else "nothing"
         raise RunError(f"Expected a run folder at {path}; found {what}{hint or '.'}")
 
@@ -160,6 +163,11 @@ class RunFolder:
         kept = [m for m in self.metrics() if m["epoch"] <= epochs]
         text = "".join(json.dumps(_plain(m), allow_nan=False) + "\n" for m in kept)
         write_atomically(self.path / METRICS, text.encode())
+
+    def remove(self, *names: str) -> None:
+        """Remove files of the run, those of them that there are."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -17,6 +17,8 @@ Role = Literal["target", "context"]
 Kind = Literal["continuous", "integer"]
 Missing = Literal["error", "mask"]
 
+#: Integer context columns of at most so many values get an indicator each; of more, they are used as a number.
+MOST_INDICATORS = 32
 #: A number within this share of an atom or of a declared value is that value: float32 files round what a study says.
 ROUNDING = 6e-8
 
@@ -111,6 +113,11 @@ class Column:
         return self.kind == "continuous" and not self.atoms and self.period is None
 
     @property
+    def counts(self) -> bool:
+        """Whether it is an integer context column of so many values that it is used as a number: any may be asked."""
+        return self.kind == "integer" and self.role == "context" and len(self.values) > MOST_INDICATORS
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """The values with a probability of their own: the atoms, or all values of an integer column."""
         return self.values if self.kind == "integer" else self.atoms
@@ -170,7 +177,8 @@ class Column:
         values = self.canonical(values)
         finite = np.isfinite(values)
         if self.kind == "integer":
-            return (self.level(values) >= 0) if self.values else finite & (values == np.round(values))
+            whole = finite & (values == np.round(values))
+            return (self.level(values) >= 0) if self.values and not self.counts else whole
         inside = finite & self.support.contains(values)
         return inside | (self.level(values) >= 0) if self.atoms else inside
 
@@ -181,7 +189,8 @@ class Column:
         '(0, 1) and the atom -1'
         """
         if self.kind == "integer":
-            return f"the whole numbers {_listed(self.values)}" if self.values else "the whole numbers"
+            listed = self.values and not self.counts
+            return f"the whole numbers {_listed(self.values)}" if listed else "the whole numbers"
         if not self.atoms:
             return str(self.support)
         return f"{self.support} and the atom{'s' * (len(self.atoms) > 1)} {_listed(self.atoms)}"

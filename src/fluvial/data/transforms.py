@@ -46,8 +46,6 @@ from fluvial.data.choice import choose_for_rows
 from fluvial.data.schema import Column
 from fluvial.errors import DataError
 
-#: Integer context columns of at most so many values get an indicator each.
-MOST_INDICATORS = 32
 #: Knots of a quantile transform.
 KNOTS = 33
 
@@ -301,7 +299,7 @@ def _code_step(column: Column) -> Steps:
     if column.period is not None:
         low, high = column.period
         return [{"kind": "circle" if context else "angle", "lower": low, "upper": high}]
-    if column.kind == "integer" and not (context and len(column.values) > MOST_INDICATORS):
+    if column.kind == "integer" and not column.counts:
         values = list(column.values) or [0.0, 1.0]
         return [{"kind": "indicators" if context else "integer", "values": values}]
     if column.mixed:
@@ -312,7 +310,7 @@ def _code_step(column: Column) -> Steps:
 def _has_number(column: Column) -> bool:
     """Say whether a column has a number that a chain of bijections standardises."""
     if column.kind == "integer":
-        return column.role == "context" and len(column.values) > MOST_INDICATORS
+        return column.counts
     return column.period is None
 
 

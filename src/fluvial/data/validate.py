@@ -32,12 +32,14 @@ class Report:
     rows_read: int
     rows_kept: int
     dropped: dict[str, int] = field(default_factory=dict)
+    #: What whoever gave the table may not expect.
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return a value for JSON.
 
         >>> Report(10, 9, {"Z: missing": 1}).to_json()
-        {'rows_read': 10, 'rows_kept': 9, 'dropped': {'Z: missing': 1}}
+        {'rows_read': 10, 'rows_kept': 9, 'dropped': {'Z: missing': 1}, 'notes': []}
         """
         return asdict(self)
 
@@ -151,7 +153,7 @@ class Validation:
         if faults:
             listed = "\n".join(f"  - {fault}" for fault in faults)
             raise DataError(f"{self._where}: the table ({self._read} rows) does not fit the study:\n{listed}")
-        return Report(self._read, self._kept, dropped)
+        return Report(self._read, self._kept, dropped, _turned(self._angles, self._schema))
 
 
 @dataclass
@@ -265,6 +267,20 @@ def _turns(angles: Mapping[str, Sequence[float]], schema: Schema) -> list[str]:
                 "angles into one turn"
             )
     return faults
+
+
+def _turned(angles: Mapping[str, Sequence[float]], schema: Schema) -> list[str]:
+    """Describe the periodic columns whose values lie beyond the ends of their period, though within one turn."""
+    notes = []
+    for column in schema.columns:
+        if column.period is not None:
+            (low, high), (a, b) = angles[column.name], column.period
+            if low < a - TURN_SLACK * (b - a) or high > b + TURN_SLACK * (b - a):
+                notes.append(
+                    f"{column.name}: values run from {low:g} to {high:g}; they are brought into its period, and "
+                    f"draws lie from {a:g} to {b:g}"
+                )
+    return notes
 
 
 def _constants(ranges: Mapping[str, Sequence[float]], schema: Schema) -> list[str]:

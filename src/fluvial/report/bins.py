@@ -76,6 +76,7 @@ def binning(
     adaptive: bool = True,
     log_from: float = 4.0,
     atoms: Sequence[float] = (),
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> Binning:
     """Return about ``number`` bins for the values of all panels, shared by data and draws.
 
@@ -84,12 +85,15 @@ def binning(
     equal steps of the mean of two distribution functions, the uniform one and that of the values themselves,
     so that bins are finer where the density is high. Whole numbers get a bin each. A positive column that
     spans a factor of ``log_from`` or more gets a logarithmic axis. ``atoms`` get a narrow bin each, which lies outside
-    the others where it can; one that is far from all other values gets none.
+    the others where it can; one that is far from all other values gets none. No bin reaches beyond ``within``, the ends
+    of where values can be: the density in it would be too low.
     """
     if len(atoms):
         free, drawn = ([v[~np.isin(v, atoms)] for v in map(np.ravel, some)] for some in (data, draws))
         positive = positive and min(atoms) > 0
-        others = binning(free, drawn, number, positive=positive, adaptive=adaptive, log_from=log_from)
+        others = binning(
+            free, drawn, number, positive=positive, adaptive=adaptive, log_from=log_from, within=within
+        )
         return _with_atoms(others, atoms)
     known = finite(np.concatenate([np.empty(0), *map(np.ravel, data)]))
     drawn = finite(np.concatenate([np.empty(0), *map(np.ravel, draws)]))
@@ -106,6 +110,8 @@ def binning(
     lower, upper = _margin(float(lower), float(upper))
     if positive and not log and upper > 0:
         lower = max(lower, 0.0)
+    if not log and lower < within[1] and upper > within[0]:
+        lower, upper = max(lower, within[0]), min(upper, within[1])
     inside = np.log(ranged[ranged > 0]) if log else ranged
     edges = _edges(inside, lower, upper, number) if adaptive else np.linspace(lower, upper, number + 1)
     return Binning(np.exp(edges) if log else edges, log)

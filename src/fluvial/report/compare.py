@@ -60,7 +60,7 @@ def marginals(panels: Sequence[Panel], columns: Sequence[Column]) -> Figure:
         seen: list[tuple[np.ndarray, np.ndarray, Binning]] = []
         for stack, d, s in zip(axes, data, draws, strict=True):
             number, positive = bin_number(len(d)), column.support.lower >= 0
-            bins = binning(data, draws, number, positive=positive, atoms=column.atoms)
+            bins = binning(data, draws, number, positive=positive, atoms=column.atoms, within=_ends(column))
             _spectrum(stack, d, s, bins, style.density_label(column))
             _say_far_atoms(stack[0], d, s, bins, column.atoms)
             stack[1].set_xlabel(style.axis_label(column, 44 if across < 3 else 26))
@@ -230,6 +230,13 @@ def _density_scale(positive: np.ndarray) -> Normalize:
     return LogNorm(floor, top) if top > 10 * floor else Normalize(0, 1.001 * top)
 
 
+def _ends(column: Column) -> tuple[float, float]:
+    """Return between which values a column can be."""
+    if column.kind == "integer":
+        return -np.inf, np.inf
+    return column.period or (column.support.lower, column.support.upper)
+
+
 def _joint_bins(
     data: np.ndarray, draws: np.ndarray, columns: Sequence[Column], scale: float, most: int
 ) -> list[Binning]:
@@ -242,7 +249,8 @@ def _joint_bins(
     def one(j: int, log_from: float) -> Binning:
         positive = columns[j].support.lower >= 0
         pair = [data[:, j]], [draws[:, j]]
-        return binning(*pair, number, positive=positive, adaptive=False, log_from=log_from)
+        within = _ends(columns[j])
+        return binning(*pair, number, positive=positive, adaptive=False, log_from=log_from, within=within)
 
     first = [one(j, 4.0) for j in range(len(columns))]
     bent = {c.unit for c, bins in zip(columns, first, strict=True) if bins.log}

@@ -316,7 +316,7 @@ class Trainer:
             return finder.FALLBACK
         began = time.perf_counter()
         self.flow.train()
-        start, losses, tried = self._tensors(), [], finder.rates(steps)
+        start, losses, tried, late = self._tensors(), [], finder.rates(steps), False
         for number, (rate, (x, context)) in enumerate(zip(tried, _endless(self.batches), strict=False)):
             loss, stop = self._step(x, context, rate, -1 - number)
             losses.append(loss)
@@ -325,7 +325,9 @@ class Trainer:
                 break
         self._restore(start)
         self.search_seconds = time.perf_counter() - began
-        return finder.pick(tried, losses)
+        rate = finder.pick(tried, losses)
+        # Where time ran out while the loss still fell, the sweep says no more than that the rate may be higher.
+        return max(rate, finder.FALLBACK) if late and not finder.over(losses) else rate
 
     @contextmanager
     def _randomness(self, number: int) -> Iterator[None]:

@@ -226,7 +226,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
         "rows_in_source": view.source_rows(),
         **kept.to_json(),
         "split": _counted({name: len(getattr(split, name)) for name in SPLITS}, study),
-        "notes": notes,
+        "notes": [*kept.notes, *notes],
         **check_weights(view, weight, weights, numbers, split),
     }
     if arrays is not None:
@@ -234,7 +234,7 @@ def read_rows(study: Study, source: Source, *, like: Mapping[str, Any] | None = 
             f"{name}: arrays": one["rows_dropped"] for name, one in about.items() if one["rows_dropped"]
         }
         facts |= {"arrays": about, "rows_kept": len(numbers), "dropped": kept.dropped | dropped}
-        facts["notes"] = [*notes, *masked_notes(about)]
+        facts["notes"] += masked_notes(about)
     return Rows(schema, table, known_truth, split, facts, arrays=arrays, weight=weights)
 
 
@@ -312,7 +312,7 @@ def _large(study: Study, schema: Schema, view: View, where: str, budget: int) ->
             "forms": packed.layout.forms,
             "largest_relative_rounding": max(c["rounding"] for c in packed.about["columns"]),
         },
-        "notes": notes,
+        "notes": [*packed.about["report"].get("notes", []), *notes],
     }
     known_truth = table.pop(truth) if truth is not None else None
     weights = table.pop(study.data.weight) if study.data.weight is not None else None

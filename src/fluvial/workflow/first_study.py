@@ -157,6 +157,7 @@ def _turn(values: np.ndarray) -> dict[str, str]:
         (-math.pi, math.pi, '"pi"'),
         (0.0, 2 * math.pi, '[0, "2pi"]'),
         (-180.0, 180.0, "[-180, 180]"),
+        (0.0, 360.0, "[0, 360]"),
     ):
         near = _TOUCH * (b - a)
         if a <= low < a + near and b - near < high <= b * (1 + 1e-6):

@@ -16,9 +16,14 @@ import torch
 from fluvial.data.readers import source_beside
 from fluvial.density import Density
 from fluvial.errors import RunError
+from fluvial.infer.conformal import CONFORMAL_FILE
 from fluvial.loggers import Logger, make_loggers
+from fluvial.novelty import ARRAYS_FILE, NOVELTY_FILE
 from fluvial.record import (
+    ARRAYS,
+    CHECKS,
     NO_END,
+    REPORT,
     STUDY,
     UNFINISHED,
     RunFolder,
@@ -285,6 +290,9 @@ def _reopen(
 ) -> None:
     """Put the run folder back to where its checkpoint was: metrics, best weights, record."""
     run.keep_metrics(done)
+    # What was found about the weights that the run had is not true of those to come.
+    run.remove(CHECKS, ARRAYS, REPORT, CONFORMAL_FILE, NOVELTY_FILE, ARRAYS_FILE)
+    record["checks"], density.novelty = {}, None
     if checkpoint is None:
         density.save(run.path)
     else:
