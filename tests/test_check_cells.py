@@ -70,3 +70,15 @@ def test_shapes_are_told() -> None:
         cell_differences([np.zeros((0, 1))], [np.zeros((3, 1))], np.zeros((1, 1)))
     with pytest.raises(DataError, match="expected 1 names"):
         cells(cell_differences([np.zeros((9, 1))], [np.zeros((9, 1))], np.zeros((1, 1))), ["a", "b"], ["c"])
+
+
+def test_an_atom_at_the_upper_end_is_compared_by_its_share() -> None:
+    rng = np.random.default_rng(0)
+
+    def piled(share: float, rows: int) -> np.ndarray:
+        return np.where(rng.random((rows, 1)) < share, 1.0, rng.random((rows, 1)))
+
+    same = cell_differences([piled(0.55, 500)], [piled(0.55, 4000)], np.zeros((1, 1)))
+    assert 0 < same.observed[0, 0] < 1
+    less = cell_differences([piled(0.55, 500)], [piled(0.4, 4000)], np.zeros((1, 1)))
+    assert less.difference[0, 0] > 0.1
