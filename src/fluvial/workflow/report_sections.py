@@ -87,8 +87,9 @@ def _against_draws(schema: Schema, arrays: Arrays) -> page.Section:
     figures = [
         page.FigureItem(
             marginals(panels[start : start + each], columns),
-            f"{what}: points are all its rows, those of training included, the line is drawn from the fit; beneath, "
-            "their ratio, which should scatter about 1 within its error bars.",
+            f"{what}, or where contexts differ from row to row the rows about it: points are those rows, of training too, "
+            "the line is drawn from the fit at their own contexts; beneath, their ratio, which should scatter about 1 "
+            "within its error bars.",
         )
         for start in range(0, len(panels), each)
     ]
@@ -235,8 +236,8 @@ def _regions(about: Mapping[str, Any]) -> page.Section:
         (),
         "Highest-density regions that hold the truth as often as they say, whatever the density: a new row is inside "
         f"with a probability of at least the level, and of at most 1/{about['rows'] + 1:,} more, over contexts and "
-        f"targets together (thresholds from {about['rows']:,} {about['split']} rows{stopped}; coverage on the "
-        "test rows).",
+        f"targets together (thresholds from {about['rows']:,} {about['split']} rows{stopped}; coverage on the test rows, "
+        "its ± from their number alone: those of the thresholds scatter it as well).",
         table,
     )
 
