@@ -87,9 +87,9 @@ def _against_draws(schema: Schema, arrays: Arrays) -> page.Section:
     figures = [
         page.FigureItem(
             marginals(panels[start : start + each], columns),
-            f"{what}, or where contexts differ from row to row the rows about it: points are those rows, of training too, "
-            "the line is drawn from the fit at their own contexts; beneath, their ratio, which should scatter about 1 "
-            "within its error bars.",
+            f"{what}, or where contexts differ from row to row the rows about it: points are those rows, of training "
+            "too, the line is drawn from the fit at their own contexts; beneath, their ratio, which should scatter about "
+            "1 within its error bars.",
         )
         for start in range(0, len(panels), each)
     ]
