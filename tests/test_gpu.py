@@ -4,11 +4,13 @@ from copy import deepcopy
 from functools import partial
 
 import pytest
+import splines
 import torch
+from splines import run
 from zoo import FLOWS, make_flow
 
 from fluvial.core import gpu
-from fluvial.core.spline import _KernelSpline, _Spline, spline_parameters
+from fluvial.core.spline import _KernelSpline, _Spline
 from fluvial.data.stream import Batches
 from fluvial.flows import build_flow
 from fluvial.flows.transformer import _affine
@@ -26,18 +28,8 @@ def by_kernel(*arguments):
 
 
 def problem(bins, rows=300, size=1.0):
-    generator = torch.Generator().manual_seed(bins)
-    x = 3 * torch.randn(rows, generator=generator)
-    parameters = size * torch.randn(rows, spline_parameters(bins), generator=generator)
-    grads = [torch.randn(rows, generator=generator) for _ in range(2)]
+    x, parameters, grads = splines.problem(bins, rows, size)
     return x.to(DEVICE), parameters.to(DEVICE), [g.to(DEVICE) for g in grads]
-
-
-def run(spline, x, parameters, grads, inverse):
-    x, parameters = x.clone().requires_grad_(), parameters.clone().requires_grad_()
-    outputs = spline(x, parameters, 5.0, inverse)
-    torch.autograd.backward(outputs, grads)
-    return [*(o.detach() for o in outputs), x.grad, parameters.grad]
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

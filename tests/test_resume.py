@@ -149,6 +149,18 @@ def test_what_was_found_about_other_weights_does_not_stay(tmp_path: Path) -> Non
     assert json.loads((run / "card.json").read_text())["checks"] is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_costs_a_run_nothing(tmp_path: Path) -> None:
+    run = fluvial.fit(write(tmp_path), runs=tmp_path / "runs").folder
+    assert run is not None
+    study = run / "study.toml"
+    study.write_text(study.read_text().replace("[training]", '[training]\ndevice = "cuda"'))
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    with pytest.raises(RunError, match="expected an NVIDIA GPU"):
+        fluvial.resume(run, epochs=6)
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
 def test_a_finished_run_goes_on_to_more_epochs(tmp_path: Path) -> None:
     density = fluvial.fit(write(tmp_path), runs=tmp_path / "runs", check=False)
     run = density.folder

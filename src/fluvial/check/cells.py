@@ -142,10 +142,9 @@ def _largest(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
     """Return t, P(x > t), P(y > t) and the standard error of their difference, where it most exceeds two of them."""
     pool = np.concatenate([x, y[:: max(1, len(y) // len(x))]])
     t = np.quantile(pool, QUANTILES, method="lower")
-    if len(
-        below := pool[pool < pool.max()]
-    ):  # nothing exceeds the largest, which of a column with an atom is many t
-        t = np.minimum(t, below.max())
+    # Nothing exceeds the largest value, which at an atom is many t: the next below tells the atom's share.
+    below = pool[pool < pool.max()]
+    t = np.minimum(t, below.max()) if len(below) else t
     n, m = len(x), len(y)
     above_x, above_y = (n - np.searchsorted(x, t, "right")) / n, (m - np.searchsorted(y, t, "right")) / m
     # One row more on either side: no error is 0, not even where all rows lie on one side.

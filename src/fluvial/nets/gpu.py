@@ -72,8 +72,10 @@ def _kernels() -> Any:
 class _Conditioner(torch.autograd.Function):
     @staticmethod
     def forward(ctx, net: MLP, x: Tensor, context: Tensor | None, *weights: Tensor):  # type: ignore[override]
-        ctx.net, ctx.work = net, _Pass(net, x, context, weights, keep=True)
-        ctx.save_for_backward(x, context, *weights)
+        ctx.work = _Pass(net, x, context, weights, keep=True)
+        ctx.save_for_backward(
+            x, context, *weights
+        )  # so that whoever changes one before the backward pass is told
         return ctx.work.forward()
 
     @staticmethod
@@ -227,11 +229,8 @@ class _Pass:
         grad_bias = grad.sum(0, dtype=torch.float32)
         h = self._through(_with_padding(grad), last, self.hidden, None)
         for i in reversed(range(0, self.hidden, 2 if self.net.residual else 1)):
-            h = (
-                self._block_grad(h, i, need_context)
-                if self.net.residual
-                else self._through(h, 1 + i, i, None)
-            )
+            residual = self.net.residual
+            h = self._block_grad(h, i, need_context) if residual else self._through(h, 1 + i, i, None)
         self.grad_weights[0] = _product_in_float32(h.t(), self.entrance)
         yield from self._entrance_grads(h, x, need_x, need_context)
         biases = self._totals(self.bias_parts)
@@ -261,8 +260,7 @@ class _Pass:
     def _through(self, grad: Tensor, number: int, i: int, more: Tensor | None) -> Tensor:
         """Return the gradient of what enters activation i, plus ``more``, given that of what the map after it made."""
         y, weight = self.inputs[i], self.weights[number]
-        made = _product_in_float32(grad.t(), self.activated[i])
-        self.grad_weights[number] = made
+        self.grad_weights[number] = _product_in_float32(grad.t(), self.activated[i])
         inner = torch.mm(grad, weight[: grad.shape[1]])
         out, normed = torch.empty_like(y), i < len(self.tables)
         table = totals = y

@@ -108,8 +108,6 @@ def binning(
     if log:
         lower, upper = np.log([lower, upper])
     lower, upper = _margin(float(lower), float(upper))
-    if positive and not log and upper > 0:
-        lower = max(lower, 0.0)
     if not log and lower < within[1] and upper > within[0]:
         lower, upper = max(lower, within[0]), min(upper, within[1])
     inside = np.log(ranged[ranged > 0]) if log else ranged

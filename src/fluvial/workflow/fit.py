@@ -176,6 +176,7 @@ def resume(
         tell = _teller(on_event, group)
         record = folder.record()
         study, _ = read_study(folder.path / STUDY)
+        training_device(study.training.device, group.rank)  # before anything of the run is touched
         path = folder.path / CHECKPOINT
         checkpoint = Checkpoint.load(path) if path.exists() else None
         _extend(folder, record, checkpoint, epochs)
